@@ -1,0 +1,59 @@
+-- What: conversations and who owns them.
+-- Locks: none that matter; the table is new.
+-- Reversible: drop the table (only while no event refers to it).
+-- Size: about 500 bytes per session, indexes included.
+
+set local lock_timeout = '250ms';
+
+create table sessions (
+    opened_at        timestamptz not null,
+    closed_at        timestamptz,
+    session_key      bigint      not null generated always as identity,
+    assigned_version bigint      not null default 0,
+    last_op_version  bigint      not null default 0,
+    owner_key        integer,
+    gateway_key      integer,
+    session_type     integer     not null default 0,
+    last_op_by       integer,
+    last_op_to       integer,
+    status           smallint    not null,
+    last_op          smallint    not null default 0,
+    session_id       text        not null,
+    from_id          text        not null,
+    from_name        text,
+    from_image       text,
+    constraint sessions_pkey primary key (session_key),
+    constraint session_id_is_unique unique (session_id),
+    constraint session_owner_is_an_agent foreign key (owner_key) references agents (feed_key),
+    constraint session_came_through_a_gateway foreign key (gateway_key) references gateways (feed_key),
+    constraint session_status_is_known check (status in (0, 1, 2)),
+    constraint session_last_op_is_known check (last_op in (0, 1, 2, 3)),
+    constraint open_session_has_an_owner check (status <> 1 or owner_key is not null),
+    constraint queued_session_has_no_owner check (status <> 0 or owner_key is null),
+    constraint closed_session_has_a_time check ((status = 2) = (closed_at is not null))
+) with (fillfactor = 80);
+
+-- Each serves one form of GET /session/list, newest first; the last one also the
+-- queue, oldest first (session_key rises with the opening time: both are given
+-- under append_lock).
+create index sessions_by_owner on sessions (owner_key, status, session_key);
+create index sessions_by_gateway on sessions (gateway_key, status, session_key);
+create index sessions_by_status on sessions (status, session_key);
+
+comment on table sessions is 'One conversation of a customer with the desk. Changed only under append_lock.';
+comment on column sessions.opened_at is 'When it was brought in.';
+comment on column sessions.closed_at is 'When it was closed; null while it is not.';
+comment on column sessions.session_key is 'Short key, used by messages and events; rises with the opening time.';
+comment on column sessions.assigned_version is 'Version of the AddSession that gave it to its present owner; 0 while it never had one.';
+comment on column sessions.last_op_version is 'Version that the last close, release or transfer was answered with.';
+comment on column sessions.owner_key is 'The agent who owns it; of a closed session, the last owner. Null while queued.';
+comment on column sessions.gateway_key is 'The gateway that opened it; null when an admin did.';
+comment on column sessions.session_type is 'The desk''s own classification, passed through.';
+comment on column sessions.last_op_by is 'Who asked for the last close, release or transfer (feed_key; 0 an admin): a repetition by the same caller gets the same answer.';
+comment on column sessions.last_op_to is 'Target of the last transfer, or owner whom the last release freed: the queue does not hand it straight back.';
+comment on column sessions.status is '0 queued, 1 open, 2 closed.';
+comment on column sessions.last_op is '0 none, 1 close, 2 release, 3 transfer.';
+comment on column sessions.session_id is 'The id clients use.';
+comment on column sessions.from_id is 'The customer''s id at the gateway.';
+comment on column sessions.from_name is 'The customer''s name; null when unknown.';
+comment on column sessions.from_image is 'The customer''s image; null when unknown.';

@@ -1,0 +1,90 @@
+//! The commands. Wiring, top to bottom, and no logic.
+
+pub mod database;
+pub mod demo;
+pub mod healthcheck;
+pub mod migrate;
+pub mod serve;
+pub mod token;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use utoipa::OpenApi;
+
+use crate::{
+    config::{LogArgs, ServeArgs},
+    telemetry,
+};
+
+/// What the schema must be for `serve` is not what the database has.
+pub const EXIT_SCHEMA: u8 = 3;
+
+#[derive(Debug, Parser)]
+#[command(name = "deskfeed", version, about, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Without a command: serve.
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the service (the default).
+    Serve(Box<ServeArgs>),
+    /// Plays conversations through the HTTP interface and checks that nothing is lost.
+    Demo(Box<demo::DemoArgs>),
+    /// Applies the migrations, or shows what is missing.
+    Migrate(migrate::MigrateArgs),
+    /// Makes, lists and revokes tokens.
+    Token(token::TokenArgs),
+    /// Asks a running service whether it is ready; for containers. Exit code 0: yes.
+    Healthcheck(healthcheck::HealthcheckArgs),
+    /// Prints the OpenAPI document.
+    Openapi,
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = telemetry::start_log(&cli.log) {
+        eprintln!("deskfeed: {error:#}");
+        return ExitCode::from(2);
+    }
+    // sqlx and reqwest both look for it; installing it twice is no harm.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("deskfeed: the runtime cannot be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let command = cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve)));
+    let outcome = runtime.block_on(async {
+        match command {
+            Command::Serve(args) => serve::run(&args).await,
+            Command::Demo(args) => demo::run(&args).await,
+            Command::Migrate(args) => migrate::run(&args).await,
+            Command::Token(args) => token::run(&args).await,
+            Command::Healthcheck(args) => healthcheck::run(&args).await,
+            Command::Openapi => print_openapi(),
+        }
+    });
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("deskfeed: {error:#}");
+            if error.is::<database::WrongSchema>() { ExitCode::from(EXIT_SCHEMA) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn print_openapi() -> anyhow::Result<ExitCode> {
+    println!("{}", crate::http::openapi::Api::openapi().to_pretty_json()?);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,221 @@
+//! `deskfeed serve`, and [`Desk`]: the whole service, as tests use it too.
+
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::{Context, bail};
+use sqlx::PgConnection;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    database::{Database, check_schema, connect},
+    token,
+};
+use crate::{
+    clock::Clock,
+    config::ServeArgs,
+    domain::{caller::Role, limits},
+    http::{
+        router::router,
+        server,
+        state::{App, Rate},
+    },
+    lifecycle::Lifecycle,
+    live::{
+        ack_writer::AckWriter,
+        activity::{self, Activity},
+        bulletin::Bulletin,
+        parked::Parked,
+        poll::Polls,
+        relay::{self, Live, Relay},
+        tokens::Tokens,
+        writer::Writer,
+    },
+    store::{pool::Db, schema, tokens},
+    telemetry,
+};
+
+/// Batches that may wait for the relay; beyond that it looks for itself.
+const RELAY_QUEUE: usize = 64;
+/// How long a start waits for the first contact with the database.
+const FIRST_CONTACT: Duration = Duration::from_secs(30);
+/// How long connections may take to end when the service stops. The rest of
+/// [`limits::SHUTDOWN_S`] is for the writers and the private PostgreSQL.
+const CONNECTIONS_END: Duration = Duration::from_secs(limits::SHUTDOWN_S - 4);
+
+pub async fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
+    raise_open_files();
+    let admin_token = args.admin_token()?;
+    // Before anything that takes long: two services on one address are a common mistake.
+    let listener = server::listen(args.listen).with_context(|| {
+        format!("cannot listen on {}; is another program using it? Set DESKFEED_LISTEN", args.listen)
+    })?;
+    let database = Database::own(&args.database).await?;
+    let served = serve(args, admin_token, listener, &database).await;
+    database.stop().await?;
+    served
+}
+
+async fn serve(
+    args: &ServeArgs,
+    admin_token: Option<String>,
+    listener: TcpListener,
+    database: &Database,
+) -> anyhow::Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let db = Db::new(&database.url, args.db_readers)
+        .context("DATABASE_URL cannot be read; it looks like postgres://user:password@host:5432/database")?;
+    let mut connection = connect(&db).await?;
+    if database.is_private || args.migrate {
+        schema::migrate(&mut connection).await?;
+    }
+    check_schema(&mut connection).await?;
+    check_settings(&mut connection, args.allow_unsafe).await?;
+    if database.is_private && admin_token.is_none() && !tokens::any_admin(&mut connection).await? {
+        let secret = token::create(&mut connection, Role::Admin, None, None).await?;
+        println!("Admin token (shown this once): {secret}");
+    }
+    drop(connection);
+
+    let desk = Desk::start(args, admin_token.as_deref(), listener, db).await?;
+    println!("deskfeed serves http://{} (Ctrl-C stops it)", desk.address());
+    let crashed = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        () = desk.crashed() => true,
+    };
+    tracing::info!("stopping");
+    let stopped = tokio::select! {
+        () = desk.stop() => true,
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+    };
+    Ok(if crashed || !stopped { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// A running service.
+pub struct Desk {
+    address: SocketAddr,
+    live: Arc<Live>,
+    /// The accept loop and the connections.
+    serving: Lifecycle,
+    /// Writers, relay and the like: they end after the connections.
+    working: Lifecycle,
+}
+
+impl Desk {
+    /// Starts the service on a database whose schema is current.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn start(
+        args: &ServeArgs,
+        admin_token: Option<&str>,
+        listener: TcpListener,
+        db: Db,
+    ) -> anyhow::Result<Self> {
+        let metrics = telemetry::metrics();
+        let address = listener.local_addr()?;
+        let (serving, working) = (Lifecycle::default(), Lifecycle::default());
+        let bulletin = Arc::new(Bulletin::default());
+        let tokens = Tokens::new(db.clone(), Clock, Arc::clone(&bulletin), admin_token);
+        let live = Arc::new(Live::new(db, tokens, bulletin, args.timezone));
+
+        let (committed, to_relay) = mpsc::channel(RELAY_QUEUE);
+        let relay = Relay { live: Arc::clone(&live), committed: to_relay };
+        working.spawn("relay", relay.run(working.stopping().clone()));
+        working.spawn("listener", relay::listen(Arc::clone(&live), working.stopping().clone()));
+        let until = Instant::now() + FIRST_CONTACT;
+        while !live.is_in_touch() {
+            if Instant::now() >= until {
+                bail!("PostgreSQL does not answer; see the log for its reason");
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+
+        let (writer, writer_task) = Writer::new(Arc::clone(&live), committed);
+        working.spawn("writer", writer_task.run(working.stopping().clone()));
+        let (acks, ack_task) = AckWriter::new(Arc::clone(&live));
+        working.spawn("ack writer", ack_task.run(working.stopping().clone()));
+        let activity = Arc::new(Activity::default());
+        working.spawn(
+            "activity",
+            activity::run(Arc::clone(&activity), Arc::clone(&live), writer.clone(), working.stopping().clone()),
+        );
+
+        let parked = Arc::new(Parked::new(args.polls_per_token));
+        let app = App {
+            live: Arc::clone(&live),
+            writer,
+            polls: Arc::new(Polls::new(Arc::clone(&live), acks, Arc::clone(&activity), parked)),
+            activity,
+            rate: Arc::new(Rate::new(args.requests_per_second)),
+            metrics,
+        };
+        serving.spawn("accept loop", server::serve(listener, router(app), serving.clone()));
+        Ok(Self { address, live, serving, working })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Completes when a part of the service has died.
+    pub async fn crashed(&self) {
+        tokio::select! {
+            () = self.serving.stopping().cancelled() => {}
+            () = self.working.stopping().cancelled() => {}
+        }
+    }
+
+    /// Stops: takes nothing new, answers parked polls with what there is, finishes what is being
+    /// written.
+    pub async fn stop(&self) {
+        self.live.bulletin.drain();
+        self.serving.stopping().cancel();
+        if timeout(CONNECTIONS_END, self.serving.finished()).await.is_err() {
+            tracing::warn!("some connections did not end in time; they are cut");
+            self.serving.ending().cancel();
+            self.serving.finished().await;
+        }
+        self.working.stopping().cancel();
+        if timeout(Duration::from_secs(3), self.working.finished()).await.is_err() {
+            tracing::warn!("the writers did not end in time");
+        }
+        self.live.db.close().await;
+    }
+}
+
+/// Whether a crash of PostgreSQL could take what was acknowledged.
+async fn check_settings(connection: &mut PgConnection, allow_unsafe: bool) -> anyhow::Result<()> {
+    let unsafe_settings = crate::store::schema::unsafe_settings(connection).await?;
+    if unsafe_settings.is_empty() {
+        return Ok(());
+    }
+    let listed = unsafe_settings.join(", ");
+    if allow_unsafe {
+        tracing::warn!(
+            settings = listed,
+            "PostgreSQL may lose acknowledged messages in a crash; served all the same, as DESKFEED_ALLOW_UNSAFE says"
+        );
+        return Ok(());
+    }
+    bail!(
+        "PostgreSQL runs with {listed}: a crash may lose messages that were acknowledged. Set them on, or DESKFEED_ALLOW_UNSAFE=1 to serve all the same"
+    )
+}
+
+/// Each parked poll is an open file. The soft limit is often 1024; the hard one is the operator's.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
+    if let Err(error) = raised {
+        tracing::debug!(error = %error, "the limit of open files stays as it is");
+    }
+}

@@ -1,0 +1,45 @@
+//! One file per operation. An operation takes a connection that is in a transaction and holds the
+//! append lock, decides, writes its own tables and notes its events in the ledger. It does no HTTP
+//! and starts no task. It checks everything before it writes anything: a refusal leaves the
+//! transaction as it was, so its neighbours in the batch go on.
+
+pub mod assign_queued;
+pub mod close_session;
+pub mod open_session;
+pub mod put_agent;
+pub mod release_session;
+pub mod send_message;
+pub mod set_presence;
+pub mod transfer_session;
+
+use crate::domain::fault::Fault;
+
+/// Why an operation did not happen.
+#[derive(Debug)]
+pub enum Failure {
+    /// The request is at fault; the transaction is as it was.
+    Refused(Fault),
+    /// The database is at fault; the transaction is lost.
+    Database(sqlx::Error),
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self::Refused(fault)
+    }
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+/// What a session operation answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionReply {
+    pub session_id: String,
+    pub status: crate::domain::session::Status,
+    pub to_id: Option<String>,
+    pub version: i64,
+}

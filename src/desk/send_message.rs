@@ -1,0 +1,170 @@
+//! `POST /message/send`: the hot path. The messages of many requests are decided together, on two
+//! reads for all of them, and written with the batch's one append.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use crate::{
+    domain::{
+        caller::Caller,
+        fault::Fault,
+        ids::{FeedKey, MessageId},
+        message::{Message, MessageType, NewMessage},
+        session::{Happening, Status},
+    },
+    store::{
+        appends::Ledger,
+        cards::Cards,
+        messages::{self, Kept},
+        sessions::Found,
+    },
+};
+
+/// The messages of one request.
+#[derive(Debug)]
+pub struct Send {
+    pub caller: Caller,
+    pub messages: Vec<NewMessage>,
+}
+
+/// What became of one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    pub id: MessageId,
+    pub session_id: String,
+    pub version: i64,
+    pub created_at: DateTime<Utc>,
+}
+
+/// The distinct sessions of `sends`.
+pub fn session_ids<'a>(sends: impl Iterator<Item = &'a Send>) -> Vec<&'a str> {
+    let distinct: HashSet<&str> =
+        sends.flat_map(|send| send.messages.iter().map(|message| message.session_id.as_str())).collect();
+    distinct.into_iter().collect()
+}
+
+/// Decides about every message of `sends` and notes those to keep. `found` holds their sessions.
+///
+/// # Errors
+/// When the database cannot be read. A message that is refused is no error: its neighbours are kept.
+pub async fn apply(
+    connection: &mut PgConnection,
+    cards: &Cards,
+    ledger: &mut Ledger,
+    mut found: HashMap<String, Found>,
+    sends: &[&Send],
+) -> Result<Vec<Vec<Result<Sent, Fault>>>, sqlx::Error> {
+    let given: Vec<&MessageId> = sends
+        .iter()
+        .flat_map(|send| &send.messages)
+        .filter(|message| message.id_given)
+        .map(|message| &message.id)
+        .collect();
+    let mut kept = if given.is_empty() { HashMap::new() } else { messages::find_kept(connection, &given).await? };
+
+    let owners: Vec<i32> =
+        found.values().filter_map(|found| found.session.owner.as_ref()).map(|owner| owner.profile.0).collect();
+    cards.load(connection, &[], &owners).await?;
+    for found in found.values() {
+        if cards.session(found.session.key).is_none() {
+            cards.put_session(found.session.key, found.card.clone());
+        }
+    }
+
+    let mut answers = Vec::with_capacity(sends.len());
+    for send in sends {
+        let mut sent = Vec::with_capacity(send.messages.len());
+        for message in &send.messages {
+            let Some(found) = found.get_mut(&message.session_id) else {
+                sent.push(Err(Fault::NoSuchSession(message.session_id.clone())));
+                continue;
+            };
+            sent.push(match kept.get(&message.id) {
+                Some(earlier) => repeat(found, &send.caller, message, earlier),
+                None => keep(ledger, found, &send.caller, message, &mut kept),
+            });
+        }
+        answers.push(sent);
+    }
+    Ok(answers)
+}
+
+/// The answer to an Id that was kept before: the first answer's values, if it is the same message.
+fn repeat(found: &Found, caller: &Caller, message: &NewMessage, earlier: &Kept) -> Result<Sent, Fault> {
+    let session = &found.session;
+    let Some(subject) = caller.subject() else {
+        return Err(Fault::role_may_not("only a gateway or the session's owner may send"));
+    };
+    // The author may repeat itself after the session has gone to somebody else or was closed.
+    if earlier.author != subject.key && session.check_may_read(caller).is_err() {
+        return Err(Fault::NotOwner(session.session_id.clone()));
+    }
+    let same = earlier.session == session.key
+        && earlier.content == message.content
+        && earlier.content_type == message.content_type
+        && earlier.r#type == message_type(caller);
+    if !same {
+        return Err(Fault::IdTaken(message.id.to_string()));
+    }
+    Ok(Sent {
+        id: message.id.clone(),
+        session_id: session.session_id.clone(),
+        version: earlier.version,
+        created_at: earlier.created_at,
+    })
+}
+
+fn keep(
+    ledger: &mut Ledger,
+    found: &mut Found,
+    caller: &Caller,
+    message: &NewMessage,
+    kept: &mut HashMap<MessageId, Kept>,
+) -> Result<Sent, Fault> {
+    let session = &found.session;
+    session.check_may_send(caller)?;
+    let author = caller.subject().map_or(FeedKey(0), |subject| subject.key);
+    let r#type = message_type(caller);
+    found.last_seq += 1;
+    let seq = found.last_seq;
+    let owner = session.owner.as_ref().filter(|_| session.status == Status::Open);
+    let happening = match (r#type, owner) {
+        (MessageType::Sent, Some(owner)) => Happening::Sent { owner: owner.key, profile: owner.profile, seq },
+        (_, owner) => Happening::Received { owner: owner.map(|owner| (owner.key, owner.profile)), seq },
+    };
+    let created_at = ledger.appended_at;
+    let new = Arc::new(Message {
+        r#type,
+        id: message.id.clone(),
+        content_type: message.content_type,
+        content: message.content.clone(),
+        created_at,
+    });
+    let version = ledger.record_message(session.key, session.gateway, author, seq, happening, new);
+    if message.id_given {
+        // The same Id may come again in this very batch.
+        let as_kept = Kept {
+            session: session.key,
+            author,
+            r#type,
+            content_type: message.content_type,
+            content: message.content.clone(),
+            version,
+            created_at,
+        };
+        kept.insert(message.id.clone(), as_kept);
+    }
+    Ok(Sent { id: message.id.clone(), session_id: session.session_id.clone(), version, created_at })
+}
+
+fn message_type(caller: &Caller) -> MessageType {
+    match caller {
+        Caller::Agent(_) => MessageType::Sent,
+        _ => MessageType::Received,
+    }
+}

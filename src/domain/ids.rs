@@ -1,0 +1,161 @@
+//! Ids as clients write them, checked once, and the short keys the database uses for them.
+
+use std::fmt;
+
+use super::{fault::Fault, limits};
+
+/// Key of a feed in the database. An agent's or a gateway's, as the code says where it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FeedKey(pub i32);
+
+/// Key of a session in the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionKey(pub i64);
+
+/// Key of an agent's profile in the database; 0 for none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProfileKey(pub i32);
+
+/// Id of an agent or gateway: 1..64 characters of `A-Z a-z 0-9 . _ - @ :`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct FeedId(String);
+
+impl FeedId {
+    /// Checks `text`; `field` is named in the fault.
+    pub fn parse(text: &str, field: &str) -> Result<Self, Fault> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '@' | ':');
+        if (1..=64).contains(&text.len()) && text.chars().all(allowed) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Fault::malformed(format!("{field} must be 1..64 characters of A-Z a-z 0-9 . _ - @ :")))
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for FeedId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Checks a text of the caller's own: length in characters, and no NUL (PostgreSQL cannot keep it).
+pub fn checked_text(text: String, field: &str, chars_max: usize) -> Result<String, Fault> {
+    if text.is_empty() || text.chars().count() > chars_max {
+        return Err(Fault::malformed(format!("{field} must have 1..{chars_max} characters")));
+    }
+    refuse_nul(&text, field)?;
+    Ok(text)
+}
+
+/// As [`checked_text`]; absent and empty are the same.
+pub fn checked_optional_text(text: Option<String>, field: &str, chars_max: usize) -> Result<Option<String>, Fault> {
+    match text {
+        Some(text) if !text.is_empty() => checked_text(text, field, chars_max).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// `SessionId` as a client gives it.
+pub fn session_id(text: String) -> Result<String, Fault> {
+    checked_text(text, "SessionId", limits::SESSION_ID_CHARS_MAX)
+}
+
+/// PostgreSQL's text cannot hold U+0000; one such row would sink its whole batch.
+pub fn refuse_nul(text: &str, field: &str) -> Result<(), Fault> {
+    if text.contains('\0') {
+        return Err(Fault::malformed(format!("{field} holds the character U+0000, which cannot be kept")));
+    }
+    Ok(())
+}
+
+/// A message's Id, kept apart as PostgreSQL keeps it: most are UUIDs and take less than half the room.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum MessageId {
+    /// A UUID in its usual form (lower case, hyphens).
+    Uuid(uuid::Uuid),
+    /// Anything else of 1..64 characters.
+    Text(String),
+}
+
+impl MessageId {
+    /// A new one, rising with time, so that its index grows at one end.
+    pub fn made() -> Self {
+        Self::Uuid(uuid::Uuid::now_v7())
+    }
+
+    /// Checks an Id that a client gave.
+    pub fn parse(text: String) -> Result<Self, Fault> {
+        let text = checked_text(text, "Id", limits::MESSAGE_ID_CHARS_MAX)?;
+        Ok(Self::from_text(text))
+    }
+
+    /// Sorts a text that is known to be an Id into its form.
+    pub fn from_text(text: String) -> Self {
+        match uuid::Uuid::try_parse(&text) {
+            // Only the form that Display gives back exactly; others stay texts.
+            Ok(id) if text.len() == 36 && id.to_string() == text => Self::Uuid(id),
+            _ => Self::Text(text),
+        }
+    }
+
+    /// As PostgreSQL keeps it: one of the two is there.
+    pub fn columns(&self) -> (Option<uuid::Uuid>, Option<&str>) {
+        match self {
+            Self::Uuid(id) => (Some(*id), None),
+            Self::Text(text) => (None, Some(text)),
+        }
+    }
+
+    /// From the two columns.
+    pub fn from_columns(id: Option<uuid::Uuid>, text: Option<String>) -> Self {
+        match id {
+            Some(id) => Self::Uuid(id),
+            None => Self::Text(text.unwrap_or_default()),
+        }
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uuid(id) => id.fmt(f),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_id_reads_back_as_it_was_written() {
+        let ids = [
+            "0190f5fe-7a3c-7cc1-9f2b-1f2e3d4c5b6a",
+            "0190F5FE-7A3C-7CC1-9F2B-1F2E3D4C5B6A",
+            "0190f5fe7a3c7cc19f2b1f2e3d4c5b6a",
+            "{0190f5fe-7a3c-7cc1-9f2b-1f2e3d4c5b6a}",
+            "m-1",
+            "消息",
+        ];
+        for id in ids {
+            assert_eq!(MessageId::from_text(id.to_owned()).to_string(), id);
+        }
+        assert!(matches!(MessageId::from_text(ids[0].to_owned()), MessageId::Uuid(_)));
+        assert!(matches!(MessageId::from_text(ids[1].to_owned()), MessageId::Text(_)));
+    }
+
+    #[test]
+    fn feed_ids_are_checked() {
+        for good in ["a", "Ann.B_c-d@e:f", &"x".repeat(64)] {
+            assert!(FeedId::parse(good, "Id").is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "ä", "a/b", &"x".repeat(65)] {
+            assert!(FeedId::parse(bad, "Id").is_err(), "{bad}");
+        }
+    }
+}

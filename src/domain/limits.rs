@@ -1,0 +1,107 @@
+//! Every constant of the service, with its unit and its reason.
+
+/// Most events in one answer of `/message/query` (wire contract).
+pub const EVENTS_PER_PAGE_MAX: i64 = 1000;
+/// Events in an answer when the request does not say (wire contract).
+pub const EVENTS_PER_PAGE_DEFAULT: i64 = 100;
+/// Longest time a poll is held, in seconds (wire contract).
+pub const POLL_WAIT_S_MAX: u64 = 60;
+/// Time a poll is held when the request does not say, in seconds (wire contract).
+pub const POLL_WAIT_S_DEFAULT: u64 = 25;
+/// An answer stops growing at this many bytes (wire contract).
+pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long instant mode holds a page that the token was just given, in milliseconds (wire contract).
+pub const REPEATED_PAGE_HOLD_MS: u64 = 1000;
+
+/// Body of any request but a batch of messages, in bytes (wire contract).
+pub const BODY_BYTES_MAX: usize = 256 * 1024;
+/// Body of a batch of messages, in bytes (wire contract).
+pub const BATCH_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// A body over its limit is read on and thrown away up to this many bytes, so that the client
+/// gets to read the answer instead of a reset.
+pub const DISCARDED_BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Messages in one batch (wire contract).
+pub const BATCH_MESSAGES_MAX: usize = 1000;
+/// `Content` of a message, in bytes of UTF-8 (wire contract).
+pub const CONTENT_BYTES_MAX: usize = 64 * 1024;
+/// Path and query of a request, in bytes. Longer acknowledgement lists go into a POST.
+pub const URL_BYTES_MAX: usize = 16 * 1024;
+/// Whole head of a request, in bytes.
+pub const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Acknowledgements in one request. A body of 256 KiB cannot hold many more.
+pub const ACKS_PER_REQUEST_MAX: usize = 50_000;
+
+/// Messages that an AddSession brings at most (wire contract).
+pub const ADD_SESSION_MESSAGES_MAX: i32 = 20;
+/// `SessionId`, in characters.
+pub const SESSION_ID_CHARS_MAX: usize = 128;
+/// `Id` of a message, in characters (wire contract).
+pub const MESSAGE_ID_CHARS_MAX: usize = 64;
+/// Names and ids of customers, names of agents and gateways, in characters.
+pub const NAME_CHARS_MAX: usize = 256;
+/// URL of an image of a customer or agent, in characters.
+pub const IMAGE_CHARS_MAX: usize = 2048;
+/// `MaxSessions` of an agent when the request does not say (wire contract).
+pub const MAX_SESSIONS_DEFAULT: i32 = 50;
+/// An agent that has polled before and then has not for this long gets nothing new, in seconds (wire contract).
+pub const AGENT_SILENT_S: i64 = 90;
+/// Shortest admin token accepted from the configuration, in characters (wire contract).
+pub const ADMIN_TOKEN_CHARS_MIN: usize = 32;
+
+/// Requests that may wait for the writer; more are answered 50300.
+pub const WRITER_QUEUE_MAX: usize = 8192;
+/// Messages that the writer commits together at most. Larger batches gain nothing more.
+pub const WRITER_BATCH_MESSAGES_MAX: usize = 1000;
+/// Content that the writer commits together at most, in bytes.
+pub const WRITER_BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Queued sessions assigned in one transaction at most, so that the append lock is soon free.
+pub const ASSIGNMENTS_PER_BATCH_MAX: i64 = 100;
+/// Acknowledging requests recorded together at most.
+pub const ACK_BATCH_MAX: usize = 512;
+
+/// Bytes of encoded events that a process keeps in its tail.
+pub const TAIL_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Events that a process loads into its tail when it starts, so that readers who come back
+/// after a restart need no query each.
+pub const TAIL_PRELOAD_EVENTS: i64 = 10_000;
+/// Events read in one scan of the relay.
+pub const RELAY_SCAN_EVENTS: i64 = 2000;
+/// How often the relay looks at the table whether or not it was notified, in milliseconds.
+/// Bounds the delay that a lost notification can cause (promised: 1 s).
+pub const SWEEP_MS: u64 = 400;
+/// How often a process notifies itself to prove its LISTEN connection, in milliseconds.
+pub const LISTENER_PING_MS: u64 = 5_000;
+/// A LISTEN connection that has not heard its own ping for this long is replaced, in milliseconds.
+pub const LISTENER_SILENT_MS: u64 = 10_000;
+/// How often polls and token uses are noted in the database, in milliseconds.
+pub const ACTIVITY_FLUSH_MS: u64 = 5_000;
+/// How often a process tries to assign queued sessions without a cause of its own, in milliseconds.
+pub const ASSIGN_SWEEP_MS: u64 = 1_000;
+
+/// How long a request waits for PostgreSQL before it is answered 50300, in milliseconds.
+pub const DB_ACQUIRE_MS: u64 = 2_000;
+/// How long one read may take, in milliseconds; the server's own limit (statement_timeout) is shorter.
+pub const DB_READ_MS: u64 = 6_000;
+/// statement_timeout of every connection, in milliseconds.
+pub const DB_STATEMENT_MS: u64 = 5_000;
+/// lock_timeout of every connection, in milliseconds: a replica that hangs with the append
+/// lock held is ended by PostgreSQL sooner (idle_in_transaction_session_timeout).
+pub const DB_LOCK_MS: u64 = 3_000;
+/// idle_in_transaction_session_timeout of every connection, in milliseconds.
+pub const DB_IDLE_IN_TRANSACTION_MS: u64 = 2_000;
+/// How long the writer waits for one commit, in milliseconds. Then the outcome is unknown.
+pub const COMMIT_MS: u64 = 10_000;
+
+/// How long a client may take to send the head of a request, in seconds.
+pub const HEAD_READ_S: u64 = 10;
+/// How long a client may take to send a body, in seconds.
+pub const BODY_READ_S: u64 = 15;
+/// How long a connection may be unable to take a byte of an answer, in seconds.
+pub const WRITE_STALL_S: u64 = 30;
+/// Connections waiting to be accepted. A short queue turns a mass reconnect into retransmits
+/// of 1 s and 3 s.
+pub const LISTEN_BACKLOG: i32 = 4096;
+/// From the signal to stop to the exit, in seconds (wire contract: 10).
+pub const SHUTDOWN_S: u64 = 9;
+/// `Retry-After` of 50300 and 42900, in seconds.
+pub const RETRY_AFTER_S: u64 = 1;

@@ -1,0 +1,19 @@
+//! HTTP: the only module that knows axum and hyper. Handlers take apart, hand over, put together;
+//! they own no commit, because they are dropped when a client goes away.
+
+pub mod admin;
+pub mod agent;
+pub mod auth;
+pub mod body;
+pub mod feed;
+pub mod health;
+pub mod message_query;
+pub mod message_send;
+pub mod openapi;
+pub mod problem;
+pub mod router;
+pub mod server;
+pub mod session;
+pub mod stall;
+pub mod state;
+pub mod wire;

@@ -1,0 +1,48 @@
+//! What handlers share.
+
+use std::{num::NonZeroU32, sync::Arc};
+
+use governor::{DefaultKeyedRateLimiter, Quota};
+use metrics_exporter_prometheus::PrometheusHandle;
+use uuid::Uuid;
+
+use crate::{
+    domain::fault::Fault,
+    live::{activity::Activity, poll::Polls, relay::Live, writer::Writer},
+};
+
+/// The service, as handlers see it. Cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    pub live: Arc<Live>,
+    pub writer: Writer,
+    pub polls: Arc<Polls>,
+    pub activity: Arc<Activity>,
+    pub rate: Arc<Rate>,
+    pub metrics: Option<PrometheusHandle>,
+}
+
+/// Requests per second for each token.
+pub struct Rate {
+    limiter: Option<DefaultKeyedRateLimiter<Uuid>>,
+}
+
+impl Rate {
+    /// None: no limit.
+    pub fn new(requests_per_second: Option<NonZeroU32>) -> Self {
+        Self { limiter: requests_per_second.map(|rate| DefaultKeyedRateLimiter::keyed(Quota::per_second(rate))) }
+    }
+
+    /// Counts a request.
+    ///
+    /// # Errors
+    /// 42900.
+    pub fn check(&self, token_id: Uuid) -> Result<(), Fault> {
+        match &self.limiter {
+            Some(limiter) if limiter.check_key(&token_id).is_err() => {
+                Err(Fault::TooMany("this token sends more requests than it may"))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Group commit for acknowledgements, the same way as for appends but beside them: it needs neither
+//! the append lock nor versions. Recording the same acknowledgement twice is the same as once, so
+//! after a failure the batch is simply tried again.
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::PgConnection;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::relay::Live;
+use crate::{
+    domain::{cursor::Ack, fault::Fault, ids::FeedKey, limits},
+    store::{
+        self,
+        acks::{self, FeedAcks},
+        pool::{Purpose, deadline},
+    },
+};
+
+struct Job {
+    feed: FeedKey,
+    acks: Vec<Ack>,
+    reply: oneshot::Sender<Result<(), Fault>>,
+}
+
+/// Where polls leave their acknowledgements.
+#[derive(Clone)]
+pub struct AckWriter {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl AckWriter {
+    /// The handle and its worker, which must be run.
+    pub fn new(live: Arc<Live>) -> (Self, AckWriterTask) {
+        let (jobs, queue) = mpsc::channel(limits::WRITER_QUEUE_MAX);
+        (Self { jobs }, AckWriterTask { live, queue, connection: None })
+    }
+
+    /// Records acknowledgements; they are durable when this returns.
+    ///
+    /// # Errors
+    /// 50300 when PostgreSQL cannot be reached or too much waits; recording them again does no harm.
+    pub async fn record(&self, feed: FeedKey, acks: Vec<Ack>) -> Result<(), Fault> {
+        if acks.is_empty() {
+            return Ok(());
+        }
+        let (reply, answer) = oneshot::channel();
+        self.jobs
+            .try_send(Job { feed, acks, reply })
+            .map_err(|_| Fault::unavailable("too many acknowledgements are waiting; try again"))?;
+        answer.await.map_err(|_| Fault::unavailable("the service is stopping; try again"))?
+    }
+}
+
+/// The worker.
+pub struct AckWriterTask {
+    live: Arc<Live>,
+    queue: mpsc::Receiver<Job>,
+    connection: Option<PgConnection>,
+}
+
+impl AckWriterTask {
+    /// Runs until all handles are gone or `stop`, and what was handed over before is done.
+    pub async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let first = tokio::select! {
+                biased;
+                job = self.queue.recv() => job,
+                () = stop.cancelled() => {
+                    self.queue.close();
+                    self.queue.recv().await
+                }
+            };
+            let Some(first) = first else { return };
+            let mut batch = vec![first];
+            while batch.len() < limits::ACK_BATCH_MAX
+                && let Ok(job) = self.queue.try_recv()
+            {
+                batch.push(job);
+            }
+            self.work_off(batch).await;
+        }
+    }
+
+    async fn work_off(&mut self, batch: Vec<Job>) {
+        let requests: Vec<FeedAcks<'_>> =
+            batch.iter().map(|job| FeedAcks { feed: job.feed, acks: &job.acks }).collect();
+        let outcome = self.record(&requests).await;
+        if let Err(error) = &outcome {
+            tracing::warn!(error = %error, requests = batch.len(), "acknowledgements were not recorded");
+        }
+        let is_outage = outcome.as_ref().is_err_and(store::is_outage);
+        let reason = outcome.err().map(|error| error.to_string());
+        for job in batch {
+            let reply = match &reason {
+                None => Ok(()),
+                Some(_) if is_outage => Err(Fault::unavailable("PostgreSQL cannot be reached; try again")),
+                Some(reason) => Err(Fault::internal(reason.clone())),
+            };
+            // A client that went away does not want it.
+            let _ = job.reply.send(reply);
+        }
+    }
+
+    async fn record(&mut self, requests: &[FeedAcks<'_>]) -> Result<(), sqlx::Error> {
+        let until = Instant::now() + Duration::from_millis(limits::COMMIT_MS) / 3;
+        loop {
+            let error = match self.try_record(requests).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            self.connection = None;
+            if !store::is_outage(&error) || Instant::now() >= until {
+                return Err(error);
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn try_record(&mut self, requests: &[FeedAcks<'_>]) -> Result<(), sqlx::Error> {
+        let connection = match self.connection.as_mut() {
+            Some(connection) => connection,
+            None => self.connection.insert(self.live.db.connect(Purpose::Acks).await?),
+        };
+        deadline(limits::COMMIT_MS, acks::record(connection, requests)).await
+    }
+}

@@ -1,0 +1,200 @@
+//! When agents polled and tokens were used, noted in the database every few seconds, those of all
+//! requests together. An agent whose poll is parked counts as polling.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{
+    relay::Live,
+    writer::{Command, Writer},
+};
+use crate::{
+    domain::{caller::Caller, fault::Fault, ids::FeedKey, limits},
+    store::{
+        agents,
+        pool::{Lease, read_deadline},
+        sessions, tokens,
+    },
+};
+
+/// What is to be noted.
+#[derive(Default)]
+pub struct Activity {
+    noted: Mutex<Noted>,
+    /// An agent that may have been silent is here: do not wait for the timer.
+    urgent: Notify,
+}
+
+#[derive(Default)]
+struct Noted {
+    agents: HashMap<FeedKey, Polls>,
+    tokens: HashSet<Uuid>,
+}
+
+struct Polls {
+    parked: usize,
+    last: Instant,
+    /// When the database last heard of it.
+    flushed: Option<Instant>,
+}
+
+impl Activity {
+    /// Counts a poll by the holder of a token, until the guard is dropped.
+    pub fn poll(self: &Arc<Self>, caller: &Caller) -> Option<ActivePoll> {
+        let Caller::Agent(agent) = caller else { return None };
+        let mut noted = self.noted();
+        let polls =
+            noted.agents.entry(agent.key).or_insert_with(|| Polls { parked: 0, last: Instant::now(), flushed: None });
+        polls.parked += 1;
+        polls.last = Instant::now();
+        let stale = Duration::from_secs(limits::AGENT_SILENT_S.unsigned_abs() / 2);
+        if polls.flushed.is_none_or(|flushed| flushed.elapsed() > stale) {
+            self.urgent.notify_one();
+        }
+        Some(ActivePoll { activity: Arc::clone(self), agent: agent.key })
+    }
+
+    /// Counts the use of a token.
+    pub fn token_used(&self, token_id: Uuid) {
+        if !token_id.is_nil() {
+            self.noted().tokens.insert(token_id);
+        }
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Noted> {
+        // Nothing panics while holding it.
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// (feed, seconds since its last poll) of those that polled since they were last taken.
+    fn take_polls(&self) -> Vec<(FeedKey, f64)> {
+        let mut noted = self.noted();
+        let now = Instant::now();
+        let mut polls: Vec<(FeedKey, f64)> = noted
+            .agents
+            .iter_mut()
+            .filter(|(_, polls)| polls.parked > 0 || polls.flushed.is_none_or(|flushed| polls.last > flushed))
+            .map(|(key, polls)| {
+                let ago = if polls.parked > 0 { 0.0 } else { polls.last.elapsed().as_secs_f64() };
+                polls.flushed = Some(now);
+                (*key, ago)
+            })
+            .collect();
+        noted.agents.retain(|_, polls| polls.parked > 0 || polls.last.elapsed() < Duration::from_secs(600));
+        polls.sort_by_key(|(key, _)| *key);
+        polls
+    }
+
+    fn put_back(&self, polls: &[(FeedKey, f64)], token_ids: Vec<Uuid>) {
+        let mut noted = self.noted();
+        for (key, _) in polls {
+            if let Some(polls) = noted.agents.get_mut(key) {
+                polls.flushed = None;
+            }
+        }
+        noted.tokens.extend(token_ids);
+    }
+
+    fn take_tokens(&self) -> Vec<Uuid> {
+        let mut ids: Vec<Uuid> = self.noted().tokens.drain().collect();
+        ids.sort();
+        ids
+    }
+}
+
+/// A poll of an agent that is going on.
+pub struct ActivePoll {
+    activity: Arc<Activity>,
+    agent: FeedKey,
+}
+
+impl Drop for ActivePoll {
+    fn drop(&mut self) {
+        if let Some(polls) = self.activity.noted().agents.get_mut(&self.agent) {
+            polls.parked = polls.parked.saturating_sub(1);
+            polls.last = Instant::now();
+        }
+    }
+}
+
+/// Notes activity until `stop`, and has queued sessions assigned when an agent may have become available.
+pub async fn run(activity: Arc<Activity>, live: Arc<Live>, writer: Writer, stop: CancellationToken) {
+    let mut flush = interval(Duration::from_millis(limits::ACTIVITY_FLUSH_MS));
+    let mut assign = interval(Duration::from_millis(limits::ASSIGN_SWEEP_MS));
+    flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    assign.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let (noting, stopping) = tokio::select! {
+            () = stop.cancelled() => (true, true),
+            () = activity.urgent.notified() => (true, false),
+            _ = flush.tick() => (true, false),
+            _ = assign.tick() => (false, false),
+        };
+        if noting && let Err(fault) = note(&activity, &live).await {
+            tracing::debug!(error = %fault, "polls and token uses were not noted; the next turn does it");
+        }
+        if stopping {
+            return;
+        }
+        match may_assign(&live).await {
+            // Its own failure is the writer's to log; the next turn tries again.
+            Ok(true) => drop(writer.submit(Command::AssignQueued).await),
+            Ok(false) => {}
+            Err(fault) => tracing::debug!(error = %fault, "the queue could not be looked at; the next turn does it"),
+        }
+    }
+}
+
+async fn note(activity: &Activity, live: &Live) -> Result<(), Fault> {
+    let polls = activity.take_polls();
+    let token_ids = activity.take_tokens();
+    if polls.is_empty() && token_ids.is_empty() {
+        return Ok(());
+    }
+    let noted = note_taken(live, &polls, &token_ids).await;
+    if noted.is_err() {
+        activity.put_back(&polls, token_ids);
+    }
+    noted
+}
+
+async fn note_taken(live: &Live, polls: &[(FeedKey, f64)], token_ids: &[Uuid]) -> Result<(), Fault> {
+    let mut lease: Lease = live.db.lease().await?;
+    if !polls.is_empty() {
+        read_deadline(agents::note_polls(&mut lease, polls)).await?;
+    }
+    if !token_ids.is_empty() {
+        read_deadline(tokens::note_uses(&mut lease, token_ids)).await?;
+    }
+    lease.finish();
+    Ok(())
+}
+
+/// Whether a session waits and an agent could take one. The writer looks again, under the lock.
+async fn may_assign(live: &Live) -> Result<bool, Fault> {
+    if !live.is_in_touch() {
+        return Ok(false);
+    }
+    let mut lease = live.db.lease().await?;
+    let queued = read_deadline(sessions::any_queued(&mut lease)).await?;
+    let may = queued && {
+        let available = read_deadline(agents::pick_available(&mut lease)).await?;
+        match available.as_slice() {
+            [] => false,
+            [only] => read_deadline(sessions::next_queued(&mut lease, Some(only.key))).await?.is_some(),
+            _ => true,
+        }
+    };
+    lease.finish();
+    Ok(may)
+}

@@ -1,0 +1,375 @@
+//! The long poll. Registers, looks, waits, in this order, so that no wake-up is lost.
+//!
+//! A parked poll holds no database connection. An `a` reader whose version the tail covers is
+//! answered from memory; any other first look goes to the table, which also decides whether the
+//! reader's version belongs to this history.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use moka::sync::Cache;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use uuid::Uuid;
+
+use super::{
+    ack_writer::AckWriter,
+    activity::Activity,
+    bulletin::Notice,
+    parked::Parked,
+    relay::Live,
+    tail::{Look, Slice},
+};
+use crate::{
+    domain::{
+        caller::Caller,
+        cursor::{Cursor, From, Query},
+        event::Event,
+        fault::Fault,
+        ids::{FeedId, FeedKey},
+        limits,
+    },
+    store::{
+        agents,
+        events::{self, Page, Wanted},
+        pool::read_deadline,
+        tokens::Grant,
+    },
+};
+
+/// What a reader is answered, and of which history it is.
+#[derive(Debug)]
+pub struct Reply {
+    pub answer: Answer,
+    pub epoch: Arc<str>,
+}
+
+/// One look's result.
+#[derive(Debug)]
+pub struct Answer {
+    /// The events, encoded, ascending.
+    pub events: Vec<Bytes>,
+    /// What to pass next: as `a`, or as `b` after a `b` answer.
+    pub next: i64,
+    pub more: bool,
+}
+
+/// Serves polls.
+pub struct Polls {
+    live: Arc<Live>,
+    acks: AckWriter,
+    activity: Arc<Activity>,
+    parked: Arc<Parked>,
+    /// The versions that each token was last given in instant mode.
+    given: Cache<Uuid, Arc<[i64]>>,
+}
+
+impl Polls {
+    pub fn new(live: Arc<Live>, acks: AckWriter, activity: Arc<Activity>, parked: Arc<Parked>) -> Self {
+        let given = Cache::builder().max_capacity(100_000).time_to_live(Duration::from_secs(60)).build();
+        Self { live, acks, activity, parked, given }
+    }
+
+    /// Answers a query, at once or when there is something to tell.
+    ///
+    /// # Errors
+    /// What the wire contract says of `/message/query`.
+    pub async fn query(&self, grant: &Arc<Grant>, query: Query) -> Result<Reply, Fault> {
+        let feed = self.feed(&grant.caller, query.feed.as_ref()).await?;
+        self.check_epoch(query.epoch.as_deref()).await?;
+        // An admin has no feed, so nothing of an admin's can be acknowledged.
+        if let Some(subject) = grant.caller.subject() {
+            self.acks.record(subject.key, query.acks.clone()).await?;
+        }
+        let wanted = Wanted { feed, types: query.types, limit: query.limit };
+        if let Cursor::Before(before) = query.cursor {
+            return self.before(wanted, before).await;
+        }
+        // Guards that count the poll for as long as it goes on.
+        let _parked = self.parked.enter(grant.token_id)?;
+        let _active = self.activity.poll(&grant.caller);
+        let mut wait = Wait::new(&self.live, grant, &query);
+        match query.cursor {
+            Cursor::After(from) => self.after(wanted, from, &mut wait).await,
+            _ => self.unacked(wanted, &mut wait).await,
+        }
+    }
+
+    /// The feed that a caller reads; only an admin may name one.
+    ///
+    /// # Errors
+    /// 40000, 40300, 40402.
+    pub async fn feed(&self, caller: &Caller, named: Option<&FeedId>) -> Result<FeedKey, Fault> {
+        match (caller.subject(), named) {
+            (Some(subject), None) => Ok(subject.key),
+            (Some(subject), Some(feed)) if subject.id == *feed => Ok(subject.key),
+            (Some(_), Some(_)) => Err(Fault::role_may_not("only an admin may read another feed")),
+            (None, Some(feed)) => {
+                let mut lease = self.live.db.lease().await?;
+                let found = read_deadline(agents::find_feed(&mut lease, feed.as_str())).await?;
+                lease.finish();
+                found.map(|(key, _)| key).ok_or_else(|| Fault::NoSuchAgent(feed.to_string()))
+            }
+            (None, None) => Err(Fault::malformed("an admin must say whose feed: `feed=<id>`")),
+        }
+    }
+
+    async fn check_epoch(&self, epoch: Option<&str>) -> Result<(), Fault> {
+        let Some(epoch) = epoch.filter(|epoch| **epoch != *self.live.bulletin.epoch()) else { return Ok(()) };
+        // Ours may be the one that is out of date.
+        let mut lease = self.live.db.lease().await?;
+        let state = read_deadline(events::store_state(&mut lease)).await?;
+        lease.finish();
+        if epoch == state.epoch { Ok(()) } else { Err(Fault::HistoryUnknown { head: state.head, epoch: state.epoch }) }
+    }
+
+    /// History: never waits.
+    async fn before(&self, wanted: Wanted, before: Option<i64>) -> Result<Reply, Fault> {
+        let epoch = self.live.bulletin.epoch();
+        let mut lease = self.live.db.lease().await?;
+        let mut page =
+            read_deadline(events::read_before(&mut lease, &self.live.cards, wanted, before.unwrap_or(i64::MAX)))
+                .await?;
+        lease.finish();
+        let mut answer = fitting(&self.live, &mut page)?;
+        answer.events.reverse();
+        answer.next = page.events.last().map_or(0, |oldest| oldest.version);
+        Ok(Reply { answer, epoch })
+    }
+
+    /// Events after a version.
+    async fn after(&self, wanted: Wanted, from: From, wait: &mut Wait<'_>) -> Result<Reply, Fault> {
+        let after = self.resolve(from).await?;
+        // Everything up to here that the reader wants has been given.
+        let mut seen = after;
+        // Whether the table has confirmed `seen`; then a tail that is behind it is only late.
+        let mut confirmed = !matches!(from, From::Version(_));
+        loop {
+            let watch = self.live.hub.watch(wanted.feed);
+            let mut woken = pin!(watch.woken());
+            woken.as_mut().enable();
+            let epoch = wait.epoch();
+            let found = match self.live.tail.look(wanted.feed, seen, wanted.types, wanted.limit) {
+                Look::Found(slice) if !slice.events.is_empty() || !wait.is_over() => Some(from_slice(slice)),
+                Look::TooNew if confirmed && !wait.is_over() => None,
+                // The table has the last word on what is there now, and on what the tail does not cover.
+                _ => Some(self.read_after(wanted, seen, after).await?),
+            };
+            if let Some(found) = found {
+                confirmed = true;
+                seen = seen.max(found.next);
+                if !found.events.is_empty() || wait.is_over() {
+                    return Ok(Reply { answer: Answer { next: seen, ..found }, epoch });
+                }
+            }
+            if let Waited::Over = wait.until_woken(woken).await? {
+                return Ok(Reply { answer: nothing(seen), epoch });
+            }
+            if wait.history_changed(&epoch) {
+                self.check_epoch(wait.given_epoch).await?;
+                confirmed = false;
+            }
+        }
+    }
+
+    async fn resolve(&self, from: From) -> Result<i64, Fault> {
+        if let From::Version(version) = from {
+            return Ok(version);
+        }
+        let mut lease = self.live.db.lease().await?;
+        let version = match from {
+            From::Version(version) => version,
+            From::Now => read_deadline(events::store_state(&mut lease)).await?.head,
+            From::Time(time) => read_deadline(events::version_before(&mut lease, time)).await?,
+        };
+        lease.finish();
+        Ok(version)
+    }
+
+    /// A look at the table, which decides whether `seen` belongs to this history.
+    async fn read_after(&self, wanted: Wanted, seen: i64, after: i64) -> Result<Answer, Fault> {
+        let mut lease = self.live.db.lease().await?;
+        let mut page = read_deadline(events::read_after(&mut lease, &self.live.cards, wanted, seen)).await?;
+        let state = if seen > page.head { Some(read_deadline(events::store_state(&mut lease)).await?) } else { None };
+        lease.finish();
+        if let Some(state) = state.filter(|state| seen > state.head) {
+            return Err(Fault::HistoryUnknown { head: state.head, epoch: state.epoch });
+        }
+        // `a=0` means from the oldest kept.
+        if after != 0 && seen < page.oldest - 1 {
+            return Err(Fault::HistoryGone { after: seen, oldest: page.oldest });
+        }
+        fitting(&self.live, &mut page)
+    }
+
+    /// What was not acknowledged.
+    async fn unacked(&self, wanted: Wanted, wait: &mut Wait<'_>) -> Result<Reply, Fault> {
+        let token_id = wait.grant.token_id;
+        let mut held = false;
+        // Up to here everything is acknowledged, as far as the table has told.
+        let mut seen: Option<i64> = None;
+        loop {
+            let watch = self.live.hub.watch(wanted.feed);
+            let mut woken = pin!(watch.woken());
+            woken.as_mut().enable();
+            let epoch = wait.epoch();
+            // All before `seen` was acknowledged when we looked, so what is not lies after it.
+            let look = seen.map(|seen| self.live.tail.look(wanted.feed, seen, wanted.types, wanted.limit));
+            let (found, versions) = match look {
+                Some(Look::Found(slice)) if !slice.events.is_empty() || !wait.is_over() => {
+                    let versions: Arc<[i64]> = slice.events.iter().map(|event| event.version).collect();
+                    (from_slice(slice), versions)
+                }
+                Some(Look::TooNew) if !wait.is_over() => (nothing(seen.unwrap_or(0)), Arc::from([])),
+                _ => self.read_unacked(wanted).await?,
+            };
+            if found.events.is_empty() {
+                if wait.is_over() {
+                    return Ok(Reply { answer: found, epoch });
+                }
+                seen = Some(seen.unwrap_or(0).max(found.next));
+                if let Waited::Over = wait.until_woken(woken).await? {
+                    return Ok(Reply { answer: nothing(seen.unwrap_or(0)), epoch });
+                }
+            } else if !held && !wait.is_over() && self.was_just_given(token_id, &versions) {
+                held = true;
+                wait.until_woken_or(woken, Duration::from_millis(limits::REPEATED_PAGE_HOLD_MS)).await?;
+                seen = None;
+            } else {
+                self.given.insert(token_id, versions);
+                return Ok(Reply { answer: found, epoch });
+            }
+            if wait.history_changed(&epoch) {
+                self.check_epoch(wait.given_epoch).await?;
+                seen = None;
+            }
+        }
+    }
+
+    async fn read_unacked(&self, wanted: Wanted) -> Result<(Answer, Arc<[i64]>), Fault> {
+        let mut lease = self.live.db.lease().await?;
+        let mut page = read_deadline(events::read_unacked(&mut lease, &self.live.cards, wanted)).await?;
+        lease.finish();
+        let answer = fitting(&self.live, &mut page)?;
+        let versions = page.events.iter().map(|event| event.version).collect();
+        Ok((answer, versions))
+    }
+
+    fn was_just_given(&self, token_id: Uuid, versions: &[i64]) -> bool {
+        self.given
+            .get(&token_id)
+            .is_some_and(|given| versions.iter().all(|version| given.binary_search(version).is_ok()))
+    }
+}
+
+fn nothing(next: i64) -> Answer {
+    Answer { events: Vec::new(), next, more: false }
+}
+
+fn from_slice(slice: Slice) -> Answer {
+    let next = match slice.events.last() {
+        Some(last) if slice.more => last.version,
+        _ => slice.head,
+    };
+    Answer { events: slice.events.into_iter().map(|event| event.json).collect(), next, more: slice.more }
+}
+
+/// Encodes a page and cuts it where the answer would grow too large; one event always fits.
+fn fitting(live: &Live, page: &mut Page) -> Result<Answer, Fault> {
+    let mut bytes = 0;
+    let mut encoded = Vec::with_capacity(page.events.len());
+    for event in &page.events {
+        let json = encode(live, event)?;
+        bytes += json.len() + 1;
+        if bytes > limits::ANSWER_BYTES_MAX && !encoded.is_empty() {
+            page.more = true;
+            break;
+        }
+        encoded.push(json);
+    }
+    page.events.truncate(encoded.len());
+    let next = match page.events.last() {
+        Some(last) if page.more => last.version,
+        _ => page.head,
+    };
+    Ok(Answer { events: encoded, next, more: page.more })
+}
+
+fn encode(live: &Live, event: &Event) -> Result<Bytes, Fault> {
+    event.encode(live.zone).map_err(Fault::internal)
+}
+
+/// How a wait ended.
+enum Waited {
+    /// Something may have happened: look again.
+    Woken,
+    /// Answer with nothing.
+    Over,
+}
+
+/// The patience of one poll.
+struct Wait<'a> {
+    live: &'a Live,
+    grant: &'a Grant,
+    given_epoch: Option<&'a str>,
+    notices: watch::Receiver<Notice>,
+    until: Instant,
+    none: bool,
+}
+
+impl<'a> Wait<'a> {
+    fn new(live: &'a Live, grant: &'a Grant, query: &'a Query) -> Self {
+        // At a random moment in the last tenth, so that clients do not come back in step.
+        let part = 1.0 - 0.1 * f64::from(fraction());
+        let until = Instant::now() + Duration::from_secs(query.wait_s).mul_f64(part);
+        let mut notices = live.bulletin.subscribe();
+        notices.mark_unchanged();
+        Self { live, grant, given_epoch: query.epoch.as_deref(), notices, until, none: query.wait_s == 0 }
+    }
+
+    fn is_over(&self) -> bool {
+        self.none || self.live.bulletin.is_draining()
+    }
+
+    fn epoch(&self) -> Arc<str> {
+        self.live.bulletin.epoch()
+    }
+
+    fn history_changed(&self, epoch: &Arc<str>) -> bool {
+        *self.live.bulletin.epoch() != **epoch
+    }
+
+    /// Waits for news of the feed, the end of the poll's patience, or a notice.
+    async fn until_woken(&mut self, woken: impl Future<Output = ()>) -> Result<Waited, Fault> {
+        let until = self.until;
+        self.until_woken_by(woken, until).await
+    }
+
+    /// As [`Wait::until_woken`], for at most `most`.
+    async fn until_woken_or(&mut self, woken: impl Future<Output = ()>, most: Duration) -> Result<Waited, Fault> {
+        let until = self.until.min(Instant::now() + most);
+        self.until_woken_by(woken, until).await
+    }
+
+    async fn until_woken_by(&mut self, woken: impl Future<Output = ()>, until: Instant) -> Result<Waited, Fault> {
+        let waited = tokio::select! {
+            () = woken => Waited::Woken,
+            () = sleep_until(until) => Waited::Over,
+            changed = self.notices.changed() => if changed.is_err() || self.live.bulletin.is_draining() { Waited::Over } else { Waited::Woken },
+        };
+        // Whatever woke us: a token that was revoked or has expired meanwhile is told nothing more.
+        self.live.tokens.check(self.grant)?;
+        Ok(waited)
+    }
+}
+
+/// A random number 0..1. Randomness here only spreads load.
+fn fraction() -> f32 {
+    let mut bytes = [0_u8; 2];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => f32::from(u16::from_le_bytes(bytes)) / f32::from(u16::MAX),
+        Err(_) => 0.5,
+    }
+}

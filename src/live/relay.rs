@@ -1,0 +1,251 @@
+//! Moves the tail on and wakes those who have news. The only task that does.
+//!
+//! It learns of new events in three ways, none of which is trusted: the writer of this process
+//! hands over what it committed (taken as it is when it follows the tail's head without a hole,
+//! else a cause to look); another process notifies (a cause to look); and a timer goes off (a cause
+//! to look). To look is one range scan of the table from the tail's head on, whatever the number of
+//! feeds and readers. So whatever is lost costs at most one turn of the timer.
+//!
+//! It also watches over the history: a head below the tail's, or another epoch, means that the
+//! database was restored or failed over. The tail is then thrown away and every parked poll told.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use chrono_tz::Tz;
+use sqlx::PgConnection;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    bulletin::Bulletin,
+    hub::Hub,
+    tail::{Encoded, Tail},
+    tokens::Tokens,
+};
+use crate::{
+    domain::{event::Event, ids::FeedKey, limits},
+    store::{
+        Result,
+        cards::Cards,
+        events,
+        listener::{self, Listener},
+        pool::{Db, Purpose, read_deadline},
+    },
+};
+
+/// What the relay and its clients share.
+pub struct Live {
+    pub db: Db,
+    pub cards: Cards,
+    pub tail: Tail,
+    pub hub: Arc<Hub>,
+    pub bulletin: Arc<Bulletin>,
+    pub tokens: Tokens,
+    pub zone: Tz,
+    /// Whether the relay's last look at the table succeeded.
+    in_touch: AtomicBool,
+    listener_generation: AtomicU64,
+    look: Notify,
+}
+
+impl Live {
+    pub fn new(db: Db, tokens: Tokens, bulletin: Arc<Bulletin>, zone: Tz) -> Self {
+        Self {
+            db,
+            cards: Cards::default(),
+            tail: Tail::new(),
+            hub: Arc::new(Hub::default()),
+            bulletin,
+            tokens,
+            zone,
+            in_touch: AtomicBool::new(false),
+            listener_generation: AtomicU64::new(0),
+            look: Notify::new(),
+        }
+    }
+
+    /// Asks the relay to look at the table soon.
+    pub fn hint(&self) {
+        self.look.notify_one();
+    }
+
+    /// Whether the database answered lately.
+    pub fn is_in_touch(&self) -> bool {
+        self.in_touch.load(Ordering::Acquire)
+    }
+
+    fn encode(&self, events: &[Event]) -> std::result::Result<Vec<Encoded>, serde_json::Error> {
+        events
+            .iter()
+            .map(|event| {
+                Ok(Encoded {
+                    version: event.version,
+                    feed: event.feed,
+                    r#type: event.r#type,
+                    json: event.encode(self.zone)?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// What this process's writer committed: the events as readers are shown them, if it knows.
+pub type Committed = Option<Vec<Event>>;
+
+/// The relay of a process.
+pub struct Relay {
+    pub live: Arc<Live>,
+    pub committed: mpsc::Receiver<Committed>,
+}
+
+impl Relay {
+    /// Runs until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut connection: Option<PgConnection> = None;
+        let mut sweep = interval(Duration::from_millis(limits::SWEEP_MS));
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pinged = Instant::now();
+        loop {
+            let taken = tokio::select! {
+                () = stop.cancelled() => return,
+                Some(committed) = self.committed.recv() => committed.is_some_and(|events| self.take(&events)),
+                () = self.live.look.notified() => false,
+                _ = sweep.tick() => false,
+            };
+            if taken {
+                continue;
+            }
+            let was_in_touch = self.live.is_in_touch();
+            let looked = self.look(&mut connection, &mut pinged).await;
+            self.live.in_touch.store(looked.is_ok(), Ordering::Release);
+            match looked {
+                Ok(()) if !was_in_touch => tracing::info!("PostgreSQL answers"),
+                Ok(()) => {}
+                Err(error) => {
+                    connection = None;
+                    if was_in_touch {
+                        tracing::warn!(error = %error, "PostgreSQL does not answer; parked polls wait, other requests are answered 50300 until it does");
+                    }
+                    // Not at the pace of hints: each of them would start another attempt.
+                    sleep(Duration::from_millis(limits::SWEEP_MS / 2)).await;
+                }
+            }
+        }
+    }
+
+    /// Takes events that our own writer committed. False when a look at the table is needed.
+    fn take(&self, events: &[Event]) -> bool {
+        let seen_already = events.last().is_some_and(|event| event.version <= self.live.tail.head());
+        seen_already || self.live.encode(events).is_ok_and(|encoded| self.add(encoded))
+    }
+
+    fn add(&self, events: Vec<Encoded>) -> bool {
+        let feeds: HashSet<FeedKey> = events.iter().map(|event| event.feed).collect();
+        if !self.live.tail.push(events) {
+            return false;
+        }
+        self.live.hub.wake(feeds);
+        true
+    }
+
+    async fn look(&self, connection: &mut Option<PgConnection>, pinged: &mut Instant) -> Result<()> {
+        let connection = match connection {
+            Some(connection) => connection,
+            None => connection.insert(self.live.db.connect(Purpose::Reads).await?),
+        };
+        read_deadline(self.look_with(connection)).await?;
+        if pinged.elapsed() >= Duration::from_millis(limits::LISTENER_PING_MS) {
+            *pinged = Instant::now();
+            read_deadline(listener::ping(connection)).await?;
+        }
+        Ok(())
+    }
+
+    async fn look_with(&self, connection: &mut PgConnection) -> Result<()> {
+        let live = &self.live;
+        // Taken before the query: whatever is in the tail now was committed before it, so a smaller
+        // head in its answer means that the database has lost something.
+        let tail_head = live.tail.head();
+        let state = events::store_state(connection).await?;
+        let history_changed = live.bulletin.set_epoch(&state.epoch);
+        if history_changed || state.head < tail_head {
+            if tail_head > 0 {
+                tracing::warn!(head = state.head, known = tail_head, epoch = %state.epoch, "the database holds another history than before; readers are told");
+            }
+            live.cards.clear();
+            live.tail.reset((state.head - limits::TAIL_PRELOAD_EVENTS).max(state.oldest - 1));
+            live.hub.wake_all();
+        }
+        live.tokens.catch_up(connection, state.revocations).await?;
+        while live.tail.head() < state.head {
+            let page = events::read_all(connection, &live.cards, live.tail.head(), limits::RELAY_SCAN_EVENTS).await?;
+            let events = live.encode(&page.events).map_err(|error| sqlx::Error::Encode(error.into()))?;
+            let count = events.len();
+            if count == 0 || !self.add(events) {
+                return Err(sqlx::Error::Decode(
+                    format!("versions are not dense after {}; was the events table changed by hand?", live.tail.head())
+                        .into(),
+                ));
+            }
+            metrics::counter!("deskfeed_relay_scanned_events_total").increment(count as u64);
+        }
+        Ok(())
+    }
+}
+
+/// Keeps a LISTEN connection and turns what it hears into hints, until `stop`.
+pub async fn listen(live: Arc<Live>, stop: CancellationToken) {
+    let mut pause = Duration::from_millis(50);
+    loop {
+        let connected = tokio::select! {
+            () = stop.cancelled() => return,
+            connected = Listener::connect(&live.db) => connected,
+        };
+        match connected {
+            Ok(mut listener) => {
+                pause = Duration::from_millis(50);
+                let generation = live.listener_generation.fetch_add(1, Ordering::AcqRel) + 1;
+                if generation > 1 {
+                    metrics::counter!("deskfeed_listener_reconnects_total").increment(1);
+                }
+                // What was told before this connection is lost: look.
+                live.hint();
+                let error = tokio::select! {
+                    () = stop.cancelled() => return,
+                    error = hear_all(&live, &mut listener) => error,
+                };
+                tracing::warn!(error = %error, "the LISTEN connection is lost; connecting anew (polls go on, at the pace of the sweep)");
+            }
+            Err(error) => tracing::debug!(error = %error, "no LISTEN connection"),
+        }
+        // Time-out of the pause is the rule, not an error.
+        let _ = timeout(pause, stop.cancelled()).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// Turns notifications into hints until the connection fails.
+async fn hear_all(live: &Live, listener: &mut Listener) -> sqlx::Error {
+    loop {
+        match listener.hear().await {
+            // A head that we have is no news; anything else, even rubbish, is a cause to look.
+            Ok(text) => {
+                let known = text == "ping" || text.parse::<i64>().is_ok_and(|head| head <= live.tail.head());
+                if !known {
+                    live.hint();
+                }
+            }
+            Err(error) => return error,
+        }
+    }
+}

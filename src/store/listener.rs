@@ -1,0 +1,77 @@
+//! The LISTEN connection. What it hears is a hint and nothing more.
+//!
+//! sqlx reconnects by itself after some errors, keeps a dead connection after others, and loses its
+//! notification buffer after a failed reconnect. So nothing is ever repaired here: after any error,
+//! loss or silence the listener is dropped and [`Listener::connect`] is called anew, and whoever
+//! listens must look at the tables after each connect, because what was told before is lost.
+
+use std::time::Duration;
+
+use sqlx::{
+    Executor,
+    postgres::{PgListener, PgPoolOptions},
+};
+
+use super::{
+    Result,
+    appends::CHANNEL,
+    pool::{Db, deadline},
+};
+use crate::domain::limits;
+
+/// A connection that listens.
+pub struct Listener {
+    inner: PgListener,
+}
+
+impl Listener {
+    /// Connects and listens. Once this returns, whatever is committed is heard of.
+    ///
+    /// # Errors
+    /// When the server cannot be reached.
+    pub async fn connect(db: &Db) -> Result<Self> {
+        deadline(limits::DB_ACQUIRE_MS, async {
+            let pool = PgPoolOptions::new()
+                .max_connections(1)
+                .max_lifetime(None)
+                .idle_timeout(None)
+                .after_connect(|connection, _| {
+                    Box::pin(async move {
+                        // A server that ends idle sessions must not end this one.
+                        connection.execute("set idle_session_timeout = 0").await?;
+                        Ok(())
+                    })
+                })
+                .connect_with(db.options().clone().application_name("deskfeed/listens"))
+                .await?;
+            let mut inner = PgListener::connect_with(&pool).await?;
+            inner.ignore_pool_close_event(true);
+            inner.listen(CHANNEL).await?;
+            Ok(Self { inner })
+        })
+        .await
+    }
+
+    /// The next notification's text.
+    ///
+    /// # Errors
+    /// When the connection is lost or has been silent for [`limits::LISTENER_SILENT_MS`], although
+    /// the process notifies itself more often than that. Drop the listener then.
+    pub async fn hear(&mut self) -> Result<String> {
+        match tokio::time::timeout(Duration::from_millis(limits::LISTENER_SILENT_MS), self.inner.try_recv()).await {
+            Ok(Ok(Some(notification))) => Ok(notification.payload().to_owned()),
+            Ok(Ok(None)) => Err(sqlx::Error::Io(std::io::ErrorKind::UnexpectedEof.into())),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+        }
+    }
+}
+
+/// Notifies every process, this one too: proves the LISTEN connections.
+///
+/// # Errors
+/// When the server cannot be reached.
+pub async fn ping(connection: &mut sqlx::PgConnection) -> Result<()> {
+    sqlx::query("/* listener.ping */ select pg_notify($1, 'ping')").bind(CHANNEL).execute(connection).await?;
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! Messages: found by Id, listed by session.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, Row};
+
+use super::{Result, events::read_message};
+use crate::domain::{
+    ids::{FeedKey, MessageId, SessionKey},
+    message::{ContentType, Message, MessageType},
+};
+
+/// A message that was kept earlier under some Id.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    pub session: SessionKey,
+    pub author: FeedKey,
+    pub r#type: MessageType,
+    pub content_type: ContentType,
+    pub content: String,
+    pub version: i64,
+    pub created_at: DateTime<Utc>,
+}
+
+/// Finds messages by Id.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find_kept(connection: &mut PgConnection, ids: &[&MessageId]) -> Result<HashMap<MessageId, Kept>> {
+    let uuids: Vec<uuid::Uuid> = ids.iter().filter_map(|id| id.columns().0).collect();
+    let texts: Vec<&str> = ids.iter().filter_map(|id| id.columns().1).collect();
+    let rows = sqlx::query(include_str!("sql/find_kept.sql")).bind(uuids).bind(texts).fetch_all(connection).await?;
+    rows.iter()
+        .map(|row| {
+            let message = read_message(row, "type")?;
+            let kept = Kept {
+                session: SessionKey(row.try_get("session_key")?),
+                author: FeedKey(row.try_get("author_key")?),
+                r#type: message.r#type,
+                content_type: message.content_type,
+                content: message.content,
+                version: row.try_get("version")?,
+                created_at: message.created_at,
+            };
+            Ok((message.id, kept))
+        })
+        .collect()
+}
+
+/// Where a page of a session's history ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Before {
+    /// At the newest message.
+    Newest,
+    /// Before a message: its Id, or (all digits) the version of an event.
+    Message(String),
+}
+
+/// A session's messages, newest first. None when `before` says nothing in this session.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn history(
+    connection: &mut PgConnection,
+    session: SessionKey,
+    before: &Before,
+    limit: i64,
+) -> Result<Option<Vec<Message>>> {
+    let before_seq = match before {
+        Before::Newest => i32::MAX,
+        Before::Message(text) => match seq_before(connection, session, text).await? {
+            Some(seq) => seq,
+            None => return Ok(None),
+        },
+    };
+    let rows = sqlx::query(
+        "/* messages.history */
+         select type, created_at, content_type, id, id_text, content from messages
+         where session_key = $1 and seq < $2 order by seq desc limit $3",
+    )
+    .bind(session.0)
+    .bind(before_seq)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| read_message(row, "type")).collect::<Result<Vec<Message>>>().map(Some)
+}
+
+async fn seq_before(connection: &mut PgConnection, session: SessionKey, text: &str) -> Result<Option<i32>> {
+    let id = MessageId::from_text(text.to_owned());
+    let (uuid, id_text) = id.columns();
+    let seq: Option<i32> = sqlx::query_scalar(
+        "/* messages.history */
+         select seq from messages where id = $1 and session_key = $3
+         union all
+         select seq from messages where id_text = $2 and session_key = $3",
+    )
+    .bind(uuid)
+    .bind(id_text)
+    .bind(session.0)
+    .fetch_optional(&mut *connection)
+    .await?;
+    if seq.is_some() {
+        return Ok(seq);
+    }
+    let Ok(version) = text.parse::<i64>() else { return Ok(None) };
+    sqlx::query_scalar(
+        "/* messages.history */
+         select coalesce((select seq from messages where session_key = $1 and version >= $2 order by seq limit 1), 2147483647)",
+    )
+    .bind(session.0)
+    .bind(version)
+    .fetch_optional(connection)
+    .await
+}

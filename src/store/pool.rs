@@ -1,0 +1,177 @@
+//! Connections: a pool for reads, single ones for the writers and the listener.
+
+use std::{
+    ops::{Deref, DerefMut},
+    str::FromStr,
+    time::Duration,
+};
+
+use sqlx::{
+    ConnectOptions, Connection, PgConnection, PgPool,
+    pool::PoolConnection,
+    postgres::{PgConnectOptions, PgPoolOptions, Postgres},
+};
+
+use crate::domain::{fault::Fault, limits};
+
+/// What a connection is for; shown to the DBA in `pg_stat_activity.application_name`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    Reads,
+    Appends,
+    Acks,
+    Listens,
+    /// Migrations and one-off commands.
+    Commands,
+}
+
+impl Purpose {
+    fn application_name(self) -> &'static str {
+        match self {
+            Self::Reads => "deskfeed/reads",
+            Self::Appends => "deskfeed/appends",
+            Self::Acks => "deskfeed/acks",
+            Self::Listens => "deskfeed/listens",
+            Self::Commands => "deskfeed/commands",
+        }
+    }
+}
+
+/// What every connection of the service sets. The time-outs let PostgreSQL end what a hanging
+/// process left behind; the plan settings are argued in the module documentation of `store`.
+const SESSION: &str = concat!(
+    "set statement_timeout = 5000; set lock_timeout = 3000; ",
+    "set idle_in_transaction_session_timeout = 2000; ",
+    "set client_connection_check_interval = 1000; ",
+    "set plan_cache_mode = force_generic_plan; set jit = off; set random_page_cost = 1.1; ",
+    "set enable_seqscan = off; set enable_bitmapscan = off; set enable_hashjoin = off; set enable_mergejoin = off; set enable_sort = off; ",
+    "set timezone = 'UTC'"
+);
+
+/// A database and how to reach it.
+#[derive(Debug, Clone)]
+pub struct Db {
+    options: PgConnectOptions,
+    readers: PgPool,
+}
+
+impl Db {
+    /// Prepares connections to `url`; none is opened yet.
+    ///
+    /// # Errors
+    /// When `url` cannot be read.
+    pub fn new(url: &str, readers_max: u32) -> super::Result<Self> {
+        let options = PgConnectOptions::from_str(url)?.disable_statement_logging();
+        let readers = PgPoolOptions::new()
+            .max_connections(readers_max)
+            .acquire_timeout(Duration::from_millis(limits::DB_ACQUIRE_MS))
+            .idle_timeout(Duration::from_secs(60))
+            .max_lifetime(Duration::from_secs(1800))
+            .after_connect(|connection, _| Box::pin(set_up(connection, Purpose::Reads)))
+            .connect_lazy_with(options.clone().application_name(Purpose::Reads.application_name()));
+        Ok(Self { options, readers })
+    }
+
+    /// A connection of its own, outside the pool.
+    ///
+    /// # Errors
+    /// When the server cannot be reached in [`limits::DB_ACQUIRE_MS`].
+    pub async fn connect(&self, purpose: Purpose) -> super::Result<PgConnection> {
+        let options = self.options.clone().application_name(purpose.application_name());
+        deadline(limits::DB_ACQUIRE_MS, async {
+            let mut connection = PgConnection::connect_with(&options).await?;
+            if purpose != Purpose::Commands {
+                set_up(&mut connection, purpose).await?;
+            }
+            Ok(connection)
+        })
+        .await
+    }
+
+    /// A pooled connection for one read or small change.
+    ///
+    /// # Errors
+    /// 50300 when none is free in [`limits::DB_ACQUIRE_MS`].
+    pub async fn lease(&self) -> Result<Lease, Fault> {
+        Ok(Lease { connection: self.readers.acquire().await?, finished: false })
+    }
+
+    /// How to connect, for those who cannot use ours (the listener).
+    pub fn options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+
+    /// (connections open, of them idle)
+    pub fn readers(&self) -> (u32, usize) {
+        (self.readers.size(), self.readers.num_idle())
+    }
+
+    pub async fn close(&self) {
+        self.readers.close().await;
+    }
+}
+
+async fn set_up(connection: &mut PgConnection, purpose: Purpose) -> super::Result<()> {
+    sqlx::raw_sql(SESSION).execute(&mut *connection).await?;
+    if purpose == Purpose::Appends {
+        let standby: bool = sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(connection).await?;
+        if standby {
+            return Err(sqlx::Error::Configuration(
+                "DATABASE_URL leads to a standby, which cannot be written to; point it at the primary".into(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A pooled connection that goes back to the pool only when [`Lease::finish`] was called: one that
+/// was dropped in the middle of something (a client went away, a time-out) is closed instead,
+/// because nobody knows what is still on its way.
+pub struct Lease {
+    connection: PoolConnection<Postgres>,
+    finished: bool,
+}
+
+impl Lease {
+    pub fn finish(mut self) {
+        self.finished = true;
+    }
+}
+
+impl Deref for Lease {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+/// Runs `work` for at most `ms` milliseconds.
+///
+/// # Errors
+/// `PoolTimedOut` when the time is over; the connection it used must then be dropped.
+pub async fn deadline<T>(ms: u64, work: impl Future<Output = super::Result<T>>) -> super::Result<T> {
+    tokio::time::timeout(Duration::from_millis(ms), work).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+}
+
+/// [`deadline`] for reads.
+///
+/// # Errors
+/// As `work`, or `PoolTimedOut`.
+pub async fn read_deadline<T>(work: impl Future<Output = super::Result<T>>) -> super::Result<T> {
+    deadline(limits::DB_READ_MS, work).await
+}
