@@ -106,6 +106,8 @@ pub struct Desk {
     serving: Lifecycle,
     /// Writers, relay and the like: they end after the connections.
     working: Lifecycle,
+    /// Keeps the writers' handles: a writer whose handles are all gone ends.
+    _app: App,
 }
 
 impl Desk {
@@ -157,8 +159,8 @@ impl Desk {
             rate: Arc::new(Rate::new(args.requests_per_second)),
             metrics,
         };
-        serving.spawn("accept loop", server::serve(listener, router(app), serving.clone()));
-        Ok(Self { address, live, serving, working })
+        serving.spawn("accept loop", server::serve(listener, router(app.clone()), serving.clone()));
+        Ok(Self { address, live, serving, working, _app: app })
     }
 
     pub fn address(&self) -> SocketAddr {

@@ -2,8 +2,6 @@
 
 use axum::{
     body::Body,
-    extract::Request,
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
@@ -64,16 +62,14 @@ pub fn object(fault: &Fault) -> serde_json::Value {
         epoch: if let Fault::HistoryUnknown { epoch, .. } = fault { Some(epoch.clone()) } else { None },
         limit: if let Fault::TooLarge { limit, .. } = fault { Some(*limit) } else { None },
     };
-    let mut problem = ProblemDetails::from_status_code(status(fault))
+    let problem = ProblemDetails::from_status_code(status(fault))
         .with_title(fault.title())
         .with_detail(detail)
         .with_extensions(members);
-    if let Ok(r#type) = format!("urn:deskfeed:problem:{}", fault.code()).parse::<http::Uri>() {
-        problem = problem.with_type(r#type);
-    }
     let mut object = serde_json::to_value(problem).unwrap_or_default();
     if let Some(object) = object.as_object_mut() {
-        object.entry("type").or_insert_with(|| "about:blank".into());
+        // A URN: there is no page behind it that could go away.
+        object.insert("type".to_owned(), format!("urn:deskfeed:problem:{}", fault.code()).into());
     }
     object
 }
@@ -116,17 +112,6 @@ fn log(fault: &Fault) {
         Fault::RoleMayNot(_) | Fault::NotOwner(_) => tracing::info!(code = fault.code(), "a request was denied"),
         _ => {}
     }
-}
-
-/// axum's own refusal of a method becomes a problem; its `Allow` stays.
-pub async fn method_problems(request: Request, next: Next) -> Response {
-    let response = next.run(request).await;
-    if response.status() != StatusCode::METHOD_NOT_ALLOWED || response.headers().contains_key(header::CONTENT_TYPE) {
-        return response;
-    }
-    let allow =
-        response.headers().get(header::ALLOW).and_then(|allow| allow.to_str().ok()).unwrap_or("GET").replace(',', ", ");
-    Problem(Fault::WrongMethod(allow)).into_response()
 }
 
 /// What a panic in a handler becomes.

@@ -3,9 +3,10 @@
 use axum::{
     Router,
     extract::{MatchedPath, Request, State},
+    handler::Handler,
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
 use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -22,37 +23,56 @@ use crate::domain::{fault::Fault, limits};
 pub fn router(app: App) -> Router {
     // Clients: agents, gateways, admins. The token comes before anything else, the method too.
     let with_token = Router::new()
-        .route("/message/query", get(message_query::query).post(message_query::query_post))
-        .route("/message/send", post(message_send::send))
-        .route("/session/open", post(session::open))
-        .route("/session/close", post(session::close))
-        .route("/session/release", post(session::release))
-        .route("/session/transfer", post(session::transfer))
-        .route("/session/list", get(session::list))
-        .route("/session/history", get(session::history))
-        .route("/feed/status", get(feed::status))
-        .route("/agent/presence", post(agent::presence))
-        .route("/admin/agent", get(admin::list_agents).post(admin::put_agent))
-        .route("/admin/gateway", get(admin::list_gateways).post(admin::put_gateway))
-        .route("/admin/token", get(admin::list_tokens).post(admin::create_token))
-        .route("/admin/token/revoke", post(admin::revoke_token))
+        .route("/message/query", get_and_post(message_query::query, message_query::query_post))
+        .route("/message/send", post_only(message_send::send))
+        .route("/session/open", post_only(session::open))
+        .route("/session/close", post_only(session::close))
+        .route("/session/release", post_only(session::release))
+        .route("/session/transfer", post_only(session::transfer))
+        .route("/session/list", get_only(session::list))
+        .route("/session/history", get_only(session::history))
+        .route("/feed/status", get_only(feed::status))
+        .route("/agent/presence", post_only(agent::presence))
+        .route("/admin/agent", get_and_post(admin::list_agents, admin::put_agent))
+        .route("/admin/gateway", get_and_post(admin::list_gateways, admin::put_gateway))
+        .route("/admin/token", get_and_post(admin::list_tokens, admin::create_token))
+        .route("/admin/token/revoke", post_only(admin::revoke_token))
         .route_layer(middleware::from_fn_with_state(app.clone(), auth::require_token));
 
     // Balancers, monitors, tools.
     let open = Router::new()
-        .route("/healthz", get(health::healthz))
-        .route("/readyz", get(health::readyz))
-        .route("/metrics", get(health::metrics))
-        .route("/openapi.json", get(openapi::openapi));
+        .route("/healthz", get_only(health::healthz))
+        .route("/readyz", get_only(health::readyz))
+        .route("/metrics", get_only(health::metrics))
+        .route("/openapi.json", get_only(openapi::openapi));
 
     with_token
         .merge(open)
         .fallback(no_such_path)
-        .layer(middleware::from_fn(problem::method_problems))
         .layer(middleware::from_fn_with_state(app.clone(), admit))
         .layer(middleware::from_fn(measure))
         .layer(CatchPanicLayer::custom(problem::panic_problem))
         .with_state(app)
+}
+
+/// axum's own answer to a wrong method is not a problem object.
+fn get_only<H: Handler<T, App>, T: 'static>(handler: H) -> MethodRouter<App> {
+    get(handler).fallback(|| wrong_method("GET, HEAD"))
+}
+
+fn post_only<H: Handler<T, App>, T: 'static>(handler: H) -> MethodRouter<App> {
+    post(handler).fallback(|| wrong_method("POST"))
+}
+
+fn get_and_post<G: Handler<T, App>, T: 'static, P: Handler<U, App>, U: 'static>(
+    reads: G,
+    writes: P,
+) -> MethodRouter<App> {
+    get(reads).post(writes).fallback(|| wrong_method("GET, HEAD, POST"))
+}
+
+async fn wrong_method(allow: &'static str) -> Problem {
+    Problem(Fault::WrongMethod(allow.to_owned()))
 }
 
 async fn no_such_path() -> Problem {

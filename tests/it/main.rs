@@ -1,0 +1,5 @@
+//! The service, tested through its public interface on a real PostgreSQL. One binary; a module for
+//! each heading of the wire contract.
+
+mod query;
+mod support;

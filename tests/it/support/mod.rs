@@ -1,0 +1,8 @@
+//! What tests share.
+
+pub mod client;
+pub mod desk;
+pub mod postgres;
+
+pub use client::Client;
+pub use desk::TestDesk;

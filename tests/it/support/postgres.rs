@@ -1,0 +1,178 @@
+//! The tests' PostgreSQL: `TEST_DATABASE_URL` if set, else a container where a Docker engine
+//! answers, else the same private PostgreSQL as the service's. One server for the whole run, one
+//! database per test.
+
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use deskfeed::{
+    private_pg::{Options, PrivatePg},
+    store::{
+        pool::{Db, Purpose},
+        schema,
+    },
+};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use testcontainers::{ImageExt, runners::AsyncRunner};
+use testcontainers_modules::postgres::Postgres;
+use url::Url;
+
+/// The image that a Docker engine is asked for.
+const IMAGE_TAG: &str = "15-bookworm";
+/// Made once, then copied for each test.
+const TEMPLATE: &str = "deskfeed_template";
+
+/// A database with the current schema, of one test. It is left behind when the test ends: the server goes as a whole.
+pub async fn new_database() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("deskfeed_test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    create(&name, Some(&template())).await
+}
+
+/// A database with nothing in it.
+pub async fn empty_database() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("deskfeed_empty_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    create(&name, None).await
+}
+
+fn template() -> String {
+    format!("{TEMPLATE}_{}", std::process::id())
+}
+
+async fn create(name: &str, template: Option<&str>) -> String {
+    let server = server();
+    let mut connection = PgConnection::connect(server).await.expect("the tests' PostgreSQL answers");
+    let sql = match template {
+        Some(template) => format!("create database {name} template {template}"),
+        None => format!("create database {name} encoding 'UTF8' locale 'C' template template0"),
+    };
+    // Copying a template fails while another copy of it is being made.
+    let mut tries = 0;
+    while let Err(error) = sqlx::raw_sql(AssertSqlSafe(sql.clone())).execute(&mut connection).await {
+        tries += 1;
+        assert!(tries < 200 && error.to_string().contains("is being accessed by other users"), "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    of_database(server, name)
+}
+
+/// The URL of another database of the same server.
+pub fn of_database(url: &str, name: &str) -> String {
+    let mut url = Url::parse(url).expect("a URL");
+    url.set_path(name);
+    url.to_string()
+}
+
+/// The server's URL. Starts it at the first call.
+fn server() -> &'static str {
+    static SERVER: OnceLock<String> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let (ready, started) = mpsc::channel();
+        // A thread with a runtime of its own: a test's runtime ends with the test.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async move {
+                let (url, _keep) = start().await;
+                make_template(&url).await;
+                ready.send(url).expect("somebody waits");
+                std::future::pending::<()>().await;
+            });
+        });
+        started.recv().expect("the tests' PostgreSQL starts")
+    })
+}
+
+/// What must live as long as the server is needed.
+enum Keep {
+    Nothing,
+    Container(
+        #[expect(dead_code, reason = "dropping it stops the container")] Box<testcontainers::ContainerAsync<Postgres>>,
+    ),
+    Private(#[expect(dead_code, reason = "dropping it stops the server")] Box<PrivatePg>),
+}
+
+async fn start() -> (String, Keep) {
+    let url = std::env::var("TEST_DATABASE_URL").unwrap_or_default();
+    if !url.is_empty() {
+        eprintln!("tests use the PostgreSQL of TEST_DATABASE_URL");
+        return (url, Keep::Nothing);
+    }
+    if docker_answers().await {
+        eprintln!("tests use a PostgreSQL in a container");
+        let container = Postgres::default()
+            .with_fsync_enabled()
+            .with_tag(IMAGE_TAG)
+            .with_startup_timeout(Duration::from_secs(120))
+            .with_cmd(["postgres", "-c", "max_connections=500", "-c", "fsync=on"])
+            .start()
+            .await
+            .expect(
+                "a Docker engine answers, but the container does not start; stop the engine or set TEST_DATABASE_URL",
+            );
+        let host = container.get_host().await.expect("the container has a host");
+        let port = container.get_host_port_ipv4(5432).await.expect("the container has a port");
+        return (format!("postgres://postgres:postgres@{host}:{port}/postgres"), Keep::Container(Box::new(container)));
+    }
+    eprintln!("tests use a private PostgreSQL");
+    let private = private_server("tests").await;
+    (private.url(), Keep::Private(Box::new(private)))
+}
+
+/// A private server of its own, which ends with this process, however that ends.
+pub async fn private_server(name: &str) -> PrivatePg {
+    let folder = std::env::temp_dir().join(format!("deskfeed-{name}-{}", std::process::id()));
+    let options = Options {
+        folder,
+        search_path: std::env::var_os("PATH"),
+        settings: vec![
+            ("max_connections".to_owned(), "500".to_owned()),
+            ("shared_buffers".to_owned(), "256MB".to_owned()),
+        ],
+        programs: std::env::var_os("DESKFEED_PG_BIN").map(Into::into),
+        stop_with_parent: true,
+        ..Options::default()
+    };
+    PrivatePg::start(options).await.expect("a private PostgreSQL starts")
+}
+
+async fn docker_answers() -> bool {
+    // The client alone proves nothing: ask the engine.
+    if std::env::var("DESKFEED_TEST_DOCKER").is_ok_and(|value| value == "0") {
+        return false;
+    }
+    let socket = std::path::Path::new("/var/run/docker.sock");
+    let mut stream = match tokio::net::UnixStream::connect(socket).await {
+        Ok(stream) => stream,
+        Err(_) => return std::env::var("DOCKER_HOST").is_ok_and(|host| !host.is_empty()),
+    };
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut answer = [0_u8; 15];
+    let asked = async {
+        stream.write_all(b"GET /_ping HTTP/1.0\r\n\r\n").await?;
+        stream.read_exact(&mut answer).await
+    };
+    let answered = tokio::time::timeout(Duration::from_secs(2), asked).await.is_ok_and(|read| read.is_ok());
+    answered && answer.ends_with(b" 200 O")
+}
+
+async fn make_template(url: &str) {
+    let mut connection = PgConnection::connect(url).await.expect("the server answers");
+    let name = template();
+    for sql in [
+        format!("drop database if exists {name}"),
+        format!("create database {name} encoding 'UTF8' locale 'C' template template0"),
+    ] {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.expect("a template database is made");
+    }
+    let db = Db::new(&of_database(url, &name), 1).expect("a URL");
+    let mut connection = db.connect(Purpose::Commands).await.expect("the template answers");
+    schema::migrate(&mut connection).await.expect("the migrations apply");
+    connection.close().await.expect("the connection closes");
+}
