@@ -136,6 +136,22 @@ impl DatabaseArgs {
 }
 
 impl ServeArgs {
+    /// The settings of a demo's own service: defaults, but for where it is.
+    pub fn for_demo(database: DatabaseArgs, listen: SocketAddr) -> Self {
+        Self {
+            database,
+            listen,
+            admin_token: None,
+            admin_token_file: None,
+            timezone: Tz::UTC,
+            migrate: false,
+            allow_unsafe: false,
+            polls_per_token: 1000,
+            requests_per_second: None,
+            db_readers: 8,
+        }
+    }
+
     /// The configured admin token.
     ///
     /// # Errors
