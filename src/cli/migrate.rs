@@ -46,13 +46,13 @@ async fn run_on(args: &MigrateArgs, url: &str) -> anyhow::Result<ExitCode> {
         match state {
             SchemaState::Current => println!("The schema is current."),
             SchemaState::Behind { next } => {
-                println!("Missing from {next:04} on: run `deskfeed migrate`, or `deskfeed migrate --print` for psql.")
+                println!("Missing from {next:04} on: run `deskfeed migrate`, or `deskfeed migrate --print` for psql.");
             }
             SchemaState::Ahead { newest } => {
-                println!("The database has migrations up to {newest:04}, newer than this program.")
+                println!("The database has migrations up to {newest:04}, newer than this program.");
             }
             SchemaState::Different { number } => {
-                println!("Migration {number:04} is recorded differently from this program's file.")
+                println!("Migration {number:04} is recorded differently from this program's file.");
             }
         }
         return Ok(if state == SchemaState::Current { ExitCode::SUCCESS } else { ExitCode::from(EXIT_SCHEMA) });

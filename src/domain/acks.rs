@@ -72,7 +72,7 @@ pub fn merge(stored: &[Range], stretches: &[Stretch]) -> Change {
             continue;
         }
         if let Some(done) = growing.take() {
-            finish(done, &mut change);
+            finish(&done, &mut change);
         }
         growing = Some(Growing {
             range,
@@ -80,7 +80,7 @@ pub fn merge(stored: &[Range], stretches: &[Stretch]) -> Change {
             stored: if stretch.is_none() { vec![range] } else { Vec::new() },
         });
     }
-    if let Some(done) = growing {
+    if let Some(done) = &growing {
         finish(done, &mut change);
     }
     change
@@ -93,7 +93,7 @@ fn joins(current: &Growing, range: Range, stretch: Option<Stretch>) -> bool {
         || matches!(current.after, After::Event(after) if after.is_none_or(|after| after >= range.first))
 }
 
-fn finish(done: Growing, change: &mut Change) {
+fn finish(done: &Growing, change: &mut Change) {
     let unchanged = done.stored.len() == 1 && done.stored[0] == done.range;
     if unchanged {
         return;

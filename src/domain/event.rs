@@ -59,6 +59,7 @@ impl TypeSet {
     pub const NONE: Self = Self(0);
     pub const ALL: Self = Self(0b111);
 
+    #[must_use]
     pub fn with(self, r#type: EventType) -> Self {
         Self(self.0 | 1 << r#type.number())
     }

@@ -10,6 +10,8 @@ pub const POLL_WAIT_S_MAX: u64 = 60;
 pub const POLL_WAIT_S_DEFAULT: u64 = 25;
 /// An answer stops growing at this many bytes (wire contract).
 pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The same, as SQL takes it: no more content than this is read for one answer.
+pub const ANSWER_BYTES_MAX_SQL: i64 = 4 * 1024 * 1024;
 /// How long instant mode holds a page that the token was just given, in milliseconds (wire contract).
 pub const REPEATED_PAGE_HOLD_MS: u64 = 1000;
 

@@ -48,7 +48,7 @@ pub const FEED_EPOCH: HeaderName = HeaderName::from_static("feed-epoch");
 )]
 pub async fn query(State(app): State<App>, Holder(grant): Holder, request: Request) -> Result<Response, Problem> {
     let query = Query::parse(parameters(request).await?)?;
-    Ok(answer(app.polls.query(&grant, query).await?))
+    Ok(answer(&app.polls.query(&grant, query).await?))
 }
 
 /// The same, with the parameters in the body (for acknowledgement lists too long for a URL).
@@ -115,7 +115,7 @@ fn json_text(name: &str, value: Value) -> Result<Option<String>, Fault> {
     }
 }
 
-fn answer(reply: Reply) -> Response {
+fn answer(reply: &Reply) -> Response {
     let events = &reply.answer.events;
     let mut body = BytesMut::with_capacity(2 + events.iter().map(|event| event.len() + 1).sum::<usize>());
     body.put_u8(b'[');

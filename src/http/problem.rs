@@ -115,6 +115,7 @@ fn log(fault: &Fault) {
 }
 
 /// What a panic in a handler becomes.
+#[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
 pub fn panic_problem(panic: Box<dyn std::any::Any + Send + 'static>) -> http::Response<Body> {
     let text =
         panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));

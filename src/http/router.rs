@@ -71,8 +71,8 @@ fn get_and_post<G: Handler<T, App>, T: 'static, P: Handler<U, App>, U: 'static>(
     get(reads).post(writes).fallback(|| wrong_method("GET, HEAD, POST"))
 }
 
-async fn wrong_method(allow: &'static str) -> Problem {
-    Problem(Fault::WrongMethod(allow.to_owned()))
+fn wrong_method(allow: &'static str) -> std::future::Ready<Problem> {
+    std::future::ready(Problem(Fault::WrongMethod(allow.to_owned())))
 }
 
 async fn no_such_path() -> Problem {

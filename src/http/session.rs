@@ -213,12 +213,9 @@ pub async fn history(
     let mut lease = app.live.db.lease().await?;
     let found = read_deadline(sessions::find_to_read(&mut lease, &session_id)).await?;
     // Judged before the connection is used again, so that a stranger costs one look-up.
-    let session = match found {
-        Some(session) => session,
-        None => {
-            lease.finish();
-            return Err(Fault::NoSuchSession(session_id).into());
-        }
+    let Some(session) = found else {
+        lease.finish();
+        return Err(Fault::NoSuchSession(session_id).into());
     };
     if let Err(fault) = session.check_may_read(&grant.caller) {
         lease.finish();

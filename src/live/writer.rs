@@ -14,7 +14,7 @@
 //!
 //! The task owns the transaction. A client that goes away changes nothing.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use sqlx::PgConnection;
 use tokio::{
@@ -369,7 +369,7 @@ async fn write(
     if !only_sends {
         rare = apply_rare(connection, &mut ledger, commands).await?;
         // Anew: the rare operations may have changed these very sessions.
-        found = if ids.is_empty() { Default::default() } else { sessions::for_append(connection, &ids).await?.1 };
+        found = if ids.is_empty() { HashMap::new() } else { sessions::for_append(connection, &ids).await?.1 };
     }
     let mut sent = if sends.is_empty() {
         Vec::new()

@@ -40,7 +40,7 @@ impl Account {
                 return Ok(Account::Other { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw() });
             }
         }
-        Err(Error::NoUnprivilegedUser { tried: names.iter().map(|name| name.to_string()).collect() })
+        Err(Error::NoUnprivilegedUser { tried: names.iter().map(ToString::to_string).collect() })
     }
 
     pub fn is_other(&self) -> bool {

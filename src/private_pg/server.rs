@@ -176,7 +176,7 @@ impl Server {
     pub async fn stop(mut self, deadline: Duration) -> Result<(), Error> {
         let abort = ABORT_MAX.min(deadline / 3);
         self.signal(Signal::SIGINT);
-        if timeout(deadline - abort, self.gone()).await.is_err() {
+        if timeout(deadline.saturating_sub(abort), self.gone()).await.is_err() {
             tracing::warn!(pid = self.pid, "PostgreSQL is slow to shut down; aborting it");
             self.signal(Signal::SIGQUIT);
             if timeout(abort, self.gone()).await.is_err() {

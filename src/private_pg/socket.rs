@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use nix::unistd::geteuid;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgConnection};
@@ -49,10 +50,10 @@ impl SocketDir {
             return Ok(SocketDir(inside));
         }
         let hash = Sha256::digest(folder.as_os_str().as_encoded_bytes());
-        let name: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = hash[..8].iter().fold(0_u64, |name, byte| name << 8 | u64::from(*byte));
         // Others may have taken a name under /tmp, by chance or to annoy; they won't take them all.
         for attempt in 0..100 {
-            let dir = PathBuf::from(format!("/tmp/deskfeed-{name}-{attempt}"));
+            let dir = PathBuf::from(format!("/tmp/deskfeed-{name:016x}-{attempt}"));
             if make_outside(&dir, account)? {
                 return Ok(SocketDir(dir));
             }
@@ -156,16 +157,8 @@ fn make_outside(dir: &Path, account: &Account) -> Result<bool, Error> {
 
 /// Spaces as %20, not +: libpq does not know the latter.
 fn percent_encoded(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' => {
-                encoded.push(char::from(byte));
-            }
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
+    const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+    utf8_percent_encode(text, KEPT).to_string()
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ async fn resolve(connection: &mut PgConnection, requests: &[FeedAcks<'_>]) -> Re
         let events = by_version.get(&position).or_else(|| by_id.get(&position));
         match (events, ack) {
             (Some(events), _) => {
-                ranges.extend(events.iter().map(|(r#type, version)| ((*feed, *r#type), *version, *version)))
+                ranges.extend(events.iter().map(|(r#type, version)| ((*feed, *r#type), *version, *version)));
             }
             (None, Ack::Range { first, last }) => ranges.extend((0..3).map(|r#type| ((*feed, r#type), *first, *last))),
             (None, _) => {}

@@ -53,7 +53,8 @@ impl Cards {
     pub async fn load(&self, connection: &mut PgConnection, sessions: &[i64], profiles: &[i32]) -> Result<()> {
         let missing: Vec<i64> = sessions.iter().copied().filter(|key| !self.sessions.contains_key(key)).collect();
         if !missing.is_empty() {
-            let rows: Vec<(i64, String, i32, String, Option<String>, Option<String>)> = sqlx::query_as(
+            type Row = (i64, String, i32, String, Option<String>, Option<String>);
+            let rows: Vec<Row> = sqlx::query_as(
                 "/* cards.load */ select session_key, session_id, session_type, from_id, from_name, from_image
                  from sessions where session_key = any ($1)",
             )

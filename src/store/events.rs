@@ -77,7 +77,7 @@ pub async fn read_all(connection: &mut PgConnection, cards: &Cards, after: i64, 
     let rows = sqlx::query(include_str!("sql/read_all.sql"))
         .bind(after)
         .bind(limit + 1)
-        .bind(limits::ANSWER_BYTES_MAX as i64)
+        .bind(limits::ANSWER_BYTES_MAX_SQL)
         .fetch_all(&mut *connection)
         .await?;
     assemble(connection, cards, rows, limit).await
@@ -97,7 +97,7 @@ async fn read(
         .bind(wanted.types.has(EventType::AddSession))
         .bind(wanted.types.has(EventType::Message))
         .bind(wanted.types.has(EventType::DelSession))
-        .bind(limits::ANSWER_BYTES_MAX as i64)
+        .bind(limits::ANSWER_BYTES_MAX_SQL)
         .fetch_all(&mut *connection)
         .await?;
     assemble(connection, cards, rows, wanted.limit).await
@@ -225,7 +225,7 @@ async fn last_messages(connection: &mut PgConnection, events: &[EventRow]) -> Re
         .bind(&sessions)
         .bind(&last)
         .bind(limits::ADD_SESSION_MESSAGES_MAX)
-        .bind(limits::ANSWER_BYTES_MAX as i64)
+        .bind(limits::ANSWER_BYTES_MAX_SQL)
         .fetch_all(connection)
         .await?;
     let mut brought = Brought::default();

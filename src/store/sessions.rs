@@ -48,7 +48,8 @@ pub async fn for_append(
 /// # Errors
 /// When the database cannot be read.
 pub async fn find_to_read(connection: &mut PgConnection, session_id: &str) -> Result<Option<Session>> {
-    let row: Option<(i64, i16, Option<i32>, Option<String>, Option<i32>, Option<i32>)> = sqlx::query_as(
+    type Row = (i64, i16, Option<i32>, Option<String>, Option<i32>, Option<i32>);
+    let row: Option<Row> = sqlx::query_as(
         "/* sessions.find_to_read */
          select s.session_key, s.status, s.owner_key, f.feed_id, a.profile_key, s.gateway_key
          from sessions s

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use serde_json::Value;
+
 use super::{
     cast::Member,
     dialogues::Dialogue,
@@ -130,11 +132,11 @@ fn check_sessions(stage: &Stage, gateway: &[Given]) -> Vec<String> {
 async fn check_history(member: &Member, given: &[Given], start: i64) -> anyhow::Result<Vec<String>> {
     let mut faults = Vec::new();
     let mut before = "now".to_owned();
-    let mut walked: Vec<(i64, String)> = Vec::new();
+    let mut walked: Vec<(i64, Value)> = Vec::new();
     loop {
         let page = member.client.query(&format!("b={before}&limit=1000")).await?;
-        let page_events: Vec<(i64, String)> =
-            page.events.iter().map(|event| (event["Version"].as_i64().unwrap_or(0), event.to_string())).collect();
+        let page_events: Vec<(i64, Value)> =
+            page.events.into_iter().map(|event| (event["Version"].as_i64().unwrap_or(0), event)).collect();
         let reached_start = page_events.first().is_none_or(|(version, _)| *version <= start);
         walked.extend(page_events.into_iter().rev().filter(|(version, _)| *version > start));
         if reached_start || !page.more {
@@ -144,10 +146,7 @@ async fn check_history(member: &Member, given: &[Given], start: i64) -> anyhow::
     }
     walked.reverse();
     let same = walked.len() == given.len()
-        && walked
-            .iter()
-            .zip(given)
-            .all(|((version, text), given)| *version == given.version && *text == given.event.to_string());
+        && walked.iter().zip(given).all(|((version, event), given)| *version == given.version && *event == given.event);
     if !same {
         faults.push(format!(
             "history of {} ({} events) is not what was given ({} events)",

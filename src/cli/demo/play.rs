@@ -28,6 +28,8 @@ use super::{
 
 /// One conversation in so many is handed to another agent on the way.
 const TRANSFER_EVERY: usize = 10;
+/// Answers that a customer may have heard and not looked at: more than any dialogue has.
+const TURNS_HEARD_MAX: usize = 4096;
 /// How long a customer waits for an answer before the play is given up.
 const CUSTOMER_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -45,7 +47,7 @@ struct State {
     /// Messages on their way or kept, by Id.
     sent: HashMap<String, Sent>,
     /// Customers who wait for the next turn, by session.
-    customers: HashMap<String, mpsc::UnboundedSender<usize>>,
+    customers: HashMap<String, mpsc::Sender<usize>>,
 }
 
 /// A message that somebody sent.
@@ -171,7 +173,7 @@ pub async fn perform(stage: &Arc<Stage>, concurrency: u32) -> anyhow::Result<Per
 
 /// One customer: opens a session, writes, waits for each answer.
 async fn converse(stage: &Stage, dialogue: usize) -> anyhow::Result<()> {
-    let (answers, mut answered) = mpsc::unbounded_channel();
+    let (answers, mut answered) = mpsc::channel(TURNS_HEARD_MAX);
     let session_id = stage.session_id(dialogue);
     stage.state().customers.insert(session_id.clone(), answers);
     let gateway = &stage.cast.gateway.client;
@@ -266,7 +268,7 @@ fn tell_customer(stage: &Stage, event: &Value) {
     };
     if let Some(turn) = turn {
         // A customer who has heard enough is gone.
-        let _ = customer.send(turn);
+        let _ = customer.try_send(turn);
     }
 }
 
