@@ -1,0 +1,166 @@
+//! Reads are index range scans, whatever the statistics say: the statements themselves, explained
+//! on a table of 120,000 events in 120 feeds.
+
+use deskfeed::store::pool::{Db, Purpose};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+
+use crate::support::TestDesk;
+
+/// Feed 7 holds 1,000 Messages and one AddSession at its very end; feed 8 nothing but DelSessions
+/// and one Message at its very end. Every other event is somebody's Message.
+const LOAD: &str = "
+    insert into feeds (kind, feed_id) select 1, 'agent-' || n from generate_series(1, 120) n;
+    insert into profiles (feed_key, name) select feed_key, 'name' from feeds;
+    insert into agents (feed_key, profile_key) select feed_key, profile_key from profiles;
+    insert into sessions (opened_at, status, owner_key, session_id, from_id)
+        select now(), 1, 1 + n % 120, 'session-' || n, 'customer' from generate_series(0, 1199) n;
+    insert into messages (session_key, created_at, version, seq, author_key, type, content_type, id, content)
+        select 1 + n % 1200, now(), n + 1, 1 + n / 1200, 1, 0, 0, gen_random_uuid(), repeat('x', 200)
+        from generate_series(0, 119999) n;
+    insert into events (version, created_at, session_key, feed_key, message_seq, profile_key, type, reason)
+        select n + 1, '2026-01-01'::timestamptz + n * interval '1 s', 1 + n % 1200, 1 + n % 120,
+               case when n % 120 = 7 and n < 119880 or n = 119886 then 0 else 1 + n / 1200 end, 1,
+               case when n = 119886 then 0 when n % 120 = 7 and n < 119880 then 2 else 1 end,
+               case when n % 120 = 7 and n < 119880 then 1 else 0 end
+        from generate_series(0, 119999) n;
+    insert into acks select 0, 0, feed_key, type from feeds, unnest(array[0, 1, 2]::smallint[]) type;
+    -- Feed 9 has acknowledged every second Message: as many gaps as there can be.
+    insert into acks select version, version, 9, 1 from events where feed_key = 9 and version % 240 = 9;
+    analyze;
+";
+
+struct Plans {
+    connection: PgConnection,
+    _desk: TestDesk,
+}
+
+impl Plans {
+    async fn load() -> Self {
+        let desk = TestDesk::start().await;
+        sqlx::raw_sql(LOAD).execute(&mut desk.sql().await).await.expect("the events are loaded");
+        // The service's own connection, with its settings.
+        let db = Db::new(&desk.url, 1).expect("a URL");
+        Self { connection: db.connect(Purpose::Reads).await.expect("a connection"), _desk: desk }
+    }
+
+    /// Explains a statement with these arguments, and runs it.
+    async fn explain(&mut self, statement: &str, arguments: &str) -> Plan {
+        let sql = format!("deallocate all; prepare explained as {statement}");
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection).await.expect("the statement is prepared");
+        let sql = format!("explain (analyze, timing off, format json) execute explained ({arguments})");
+        let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(&mut self.connection).await.expect("a plan");
+        let text: String = row.try_get_unchecked(0).expect("the plan as text");
+        let mut plan = Plan { text: text.clone(), ..Plan::default() };
+        plan.read(&serde_json::from_str::<Value>(&text).expect("JSON")[0]["Plan"]);
+        plan
+    }
+}
+
+/// How a statement got at the large tables.
+#[derive(Default)]
+struct Plan {
+    text: String,
+    /// Indexes used on events and messages.
+    indexes: Vec<String>,
+    /// Scans of events or messages without an index.
+    without_index: usize,
+    /// Rows of events looked at, those thrown away too.
+    events_looked_at: f64,
+    /// Rows that came out.
+    rows: f64,
+}
+
+impl Plan {
+    fn read(&mut self, node: &Value) {
+        if self.rows == 0.0 {
+            self.rows = node["Actual Rows"].as_f64().unwrap_or(0.0);
+        }
+        let relation = node["Relation Name"].as_str().unwrap_or_default();
+        if ["events", "messages"].contains(&relation) {
+            match node["Index Name"].as_str() {
+                Some(index) => self.indexes.push(index.to_owned()),
+                None => self.without_index += 1,
+            }
+            if relation == "events" {
+                let loops = node["Actual Loops"].as_f64().unwrap_or(0.0);
+                let per_loop = ["Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck"]
+                    .iter()
+                    .filter_map(|name| node[name].as_f64())
+                    .sum::<f64>();
+                self.events_looked_at += per_loop * loops;
+            }
+        }
+        for child in node["Plans"].as_array().into_iter().flatten() {
+            self.read(child);
+        }
+    }
+
+    /// Index scans only, the feed's index among them, and not many more events than came out.
+    #[track_caller]
+    fn assert_range_scan(&self, rows: f64, index: &str) {
+        assert_eq!(self.without_index, 0, "{}", self.text);
+        assert!(self.indexes.iter().any(|used| used == index), "{index} is not used: {}", self.text);
+        assert!((self.rows - rows).abs() < 0.5, "{} rows instead of {rows}: {}", self.rows, self.text);
+        // One more for the head, and one row of look-ahead for each of the three types.
+        assert!(self.events_looked_at <= rows + 8.0, "{} events looked at: {}", self.events_looked_at, self.text);
+    }
+}
+
+const READ_AFTER: &str = include_str!("../../src/store/sql/read_after.sql");
+const READ_BEFORE: &str = include_str!("../../src/store/sql/read_before.sql");
+const READ_UNACKED: &str = include_str!("../../src/store/sql/read_unacked.sql");
+
+#[tokio::test]
+async fn pages_are_range_scans_of_the_feeds_index() {
+    let mut plans = Plans::load().await;
+    for (statement, from) in [(READ_AFTER, 60_000), (READ_BEFORE, 60_000), (READ_AFTER, 0), (READ_BEFORE, i64::MAX)] {
+        for limit in [2, 101] {
+            let plan = plans.explain(statement, &format!("7, {from}, {limit}, true, true, true, 4194304")).await;
+            plan.assert_range_scan(f64::from(limit), "events_by_feed");
+        }
+    }
+    let plan = plans.explain(READ_UNACKED, "7, 0, 101, true, true, true, 4194304").await;
+    plan.assert_range_scan(101.0, "events_by_feed");
+}
+
+#[tokio::test]
+async fn a_rare_type_does_not_scan_its_feed() {
+    let mut plans = Plans::load().await;
+    // (feed, AddSession?, Message?, DelSession?): one such event among a thousand others.
+    for (feed, types) in [(7, "true, false, false"), (8, "false, true, false")] {
+        for (statement, from) in [(READ_AFTER, 0), (READ_BEFORE, i64::MAX), (READ_UNACKED, 0)] {
+            let plan = plans.explain(statement, &format!("{feed}, {from}, 101, {types}, 4194304")).await;
+            plan.assert_range_scan(1.0, "events_by_feed");
+        }
+    }
+    // A type that the feed has none of: a row comes out that names the head and no event.
+    let plan = plans.explain(READ_AFTER, "7, 0, 101, false, false, true, 4194304").await;
+    plan.assert_range_scan(1.0, "events_by_feed");
+}
+
+#[tokio::test]
+async fn what_is_not_acknowledged_is_found_without_a_look_at_what_is() {
+    let mut plans = Plans::load().await;
+    let plan = plans.explain(READ_UNACKED, "9, 0, 101, true, true, true, 4194304").await;
+    plan.assert_range_scan(101.0, "events_by_feed");
+    let plan = plans.explain(include_str!("../../src/store/sql/count_unacked.sql"), "9").await;
+    assert_eq!(plan.without_index, 0, "{}", plan.text);
+}
+
+#[tokio::test]
+async fn the_tail_scan_history_lists_and_times_use_their_indexes() {
+    let mut plans = Plans::load().await;
+    let plan = plans.explain(include_str!("../../src/store/sql/read_all.sql"), "119000, 501, 4194304").await;
+    plan.assert_range_scan(501.0, "events_pkey");
+
+    let version_before = include_str!("../../src/store/sql/version_before.sql");
+    let plan = plans.explain(version_before, "'2026-01-01 12:00:00Z'").await;
+    assert_eq!(plan.without_index, 0, "{}", plan.text);
+    assert!(plan.events_looked_at < 40.0, "a binary search: {}", plan.text);
+
+    let list = include_str!("../../src/store/sql/list_by_owner.sql");
+    let plan = plans.explain(list, "9223372036854775807, 11, '{0,1,2}', 7").await;
+    assert!(plan.text.contains("sessions_by_owner"), "{}", plan.text);
+    assert_eq!(plan.without_index, 0, "{}", plan.text);
+}

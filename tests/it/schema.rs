@@ -1,0 +1,140 @@
+//! The schema, as the DBA has it.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use deskfeed::store::{
+    pool::{Db, Purpose},
+    schema::{self, FILES, SchemaState},
+};
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Executor};
+
+use crate::support::{TestDesk, postgres};
+
+#[test]
+fn the_program_has_every_file_of_the_folder() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let in_folder: BTreeSet<String> = fs::read_dir(folder)
+        .expect("the folder")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
+        .filter(|name| name.ends_with(".sql"))
+        .collect();
+    let embedded: BTreeSet<String> = FILES.iter().map(|(number, name, _)| format!("{number:04}_{name}.sql")).collect();
+    assert_eq!(in_folder, embedded);
+    assert!(
+        FILES.iter().map(|(number, ..)| *number).eq(1..=i64::try_from(FILES.len()).expect("few files")),
+        "numbers without gaps"
+    );
+    for (number, _, sql) in FILES {
+        assert!(!sql.contains('\r'), "migration {number}: line ends would change its checksum");
+        for heading in ["-- What:", "-- Locks:", "-- Reversible:", "-- Size:"] {
+            assert!(sql.contains(heading), "migration {number} says nothing about {heading}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_table_and_column_says_what_it_is() {
+    let desk = TestDesk::start().await;
+    let silent: Vec<String> = sqlx::query_scalar(
+        "select c.relname || coalesce('.' || a.attname, '')
+         from pg_class c
+         left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+         where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p') and c.relname <> '_sqlx_migrations'
+           and (obj_description(c.oid) is null or a.attnum is not null and col_description(c.oid, a.attnum) is null)",
+    )
+    .fetch_all(&mut desk.sql().await)
+    .await
+    .expect("the catalog");
+    assert_eq!(silent, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_database_is_told_apart_by_what_is_recorded_in_it() {
+    let url = postgres::empty_database().await;
+    let db = Db::new(&url, 1).expect("a URL");
+    let mut connection = db.connect(Purpose::Commands).await.expect("a connection");
+    assert_eq!(schema::state(&mut connection).await.expect("a state"), SchemaState::Behind { next: 1 });
+    schema::migrate(&mut connection).await.expect("the migrations apply");
+    schema::migrate(&mut connection).await.expect("twice is the same as once");
+    assert_eq!(schema::state(&mut connection).await.expect("a state"), SchemaState::Current);
+
+    let last = FILES.last().expect("files").0;
+    for (change, expected) in [
+        (
+            format!("update _sqlx_migrations set checksum = '\\x00' where version = {last}"),
+            SchemaState::Different { number: last },
+        ),
+        (format!("delete from _sqlx_migrations where version = {last}"), SchemaState::Behind { next: last }),
+        (
+            format!("insert into _sqlx_migrations values ({}, 'newer', now(), true, '\\x00', 0)", last + 1),
+            SchemaState::Ahead { newest: last + 1 },
+        ),
+    ] {
+        connection.execute(AssertSqlSafe(change)).await.expect("the record is changed");
+        assert_eq!(schema::state(&mut connection).await.expect("a state"), expected);
+    }
+}
+
+#[tokio::test]
+async fn history_cannot_be_changed_by_anybody() {
+    let desk = TestDesk::start().await;
+    let (_ann, web) = (desk.agent("ann").await, desk.gateway("web").await);
+    web.open_to("s1", "ann").await.ok();
+    web.send("s1", "for ever").await.ok();
+    let mut connection = desk.sql().await;
+    let superuser: bool = sqlx::query_scalar("select rolsuper from pg_roles where rolname = current_user")
+        .fetch_one(&mut connection)
+        .await
+        .expect("a role");
+    let mut settings = vec!["set session_replication_role = origin"];
+    if superuser {
+        settings.push("set session_replication_role = replica");
+    }
+    for setting in settings {
+        if superuser {
+            connection.execute(setting).await.expect("a superuser may");
+        }
+        for statement in [
+            "update events set reason = 1",
+            "update events set version = version + 1 where false",
+            "delete from events",
+            "truncate events",
+            "truncate events, messages cascade",
+            "insert into events select * from events on conflict (version) do update set reason = 1",
+            "delete from messages",
+            "truncate messages",
+            "update messages set seq = seq + 1",
+            "update messages set id_text = 'x', id = null",
+        ] {
+            let refused = connection.execute(statement).await.expect_err(statement);
+            assert!(refused.to_string().contains("is append-only"), "{statement}: {refused}");
+        }
+    }
+    // Erasing content is what may be done; readers then see it blank, in its place.
+    connection.execute("update messages set content = ''").await.expect("content may be erased");
+    let history = web.get("/session/history?SessionId=s1").await.ok();
+    assert_eq!(history[0]["Content"], "");
+}
+
+#[tokio::test]
+async fn the_counter_of_open_sessions_is_what_a_count_gives() {
+    let desk = TestDesk::start().await;
+    let (ann, bob, web) = (desk.agent("ann").await, desk.agent("bob").await, desk.gateway("web").await);
+    for n in 0..12 {
+        web.open_to(&format!("s{n}"), if n % 3 == 0 { "bob" } else { "ann" }).await.ok();
+    }
+    ann.post("/session/transfer", json!({"SessionId": "s1", "ToNewId": "bob"})).await.ok();
+    ann.post("/session/release", json!({"SessionId": "s2"})).await.ok();
+    ann.post("/session/close", json!({"SessionId": "s4"})).await.ok();
+    bob.post("/session/close", json!({"SessionId": "s0"})).await.ok();
+    desk.admin.post("/session/close", json!({"SessionId": "s5"})).await.ok();
+    let wrong: Vec<(i32, i32, i64)> = sqlx::query_as(
+        "select feed_key, open_sessions, (select count(*) from sessions where owner_key = feed_key and status = 1) as counted
+         from agents where open_sessions <> (select count(*) from sessions where owner_key = feed_key and status = 1)",
+    )
+    .fetch_all(&mut desk.sql().await)
+    .await
+    .expect("the agents");
+    assert_eq!(wrong, []);
+}
