@@ -36,7 +36,8 @@ use crate::{
     store::{
         self,
         agents::AgentChange,
-        appends::{self, Ledger, Outcome},
+        appends::{self, Ledger, Outcome, Proof},
+        cards::Cards,
         events,
         pool::{Purpose, deadline},
         sessions,
@@ -157,6 +158,8 @@ enum BatchError {
 struct Unanswered {
     done: Done,
     transaction_id: String,
+    /// None when it appended nothing: then there is nothing to find it by.
+    proof: Option<Proof>,
     epoch: Arc<str>,
 }
 
@@ -320,8 +323,9 @@ impl WriterTask {
         match ended {
             Ok(()) => Ok(done),
             Err(error) => {
+                let proof = ledger.proof();
                 let unanswered =
-                    Unanswered { done, transaction_id: ledger.transaction_id, epoch: live.bulletin.epoch() };
+                    Unanswered { done, transaction_id: ledger.transaction_id, proof, epoch: live.bulletin.epoch() };
                 Err(BatchError::AtCommit(error, unanswered))
             }
         }
@@ -329,9 +333,10 @@ impl WriterTask {
 
     /// Asks what became of a batch, until it is known or asking makes no sense any more.
     async fn find_outcome(&mut self, unanswered: &Unanswered) -> Outcome {
+        let Some(proof) = unanswered.proof else { return Outcome::Unknown };
         let until = Instant::now() + Duration::from_millis(limits::COMMIT_MS);
         while Instant::now() < until {
-            let asked = deadline(limits::DB_ACQUIRE_MS, ask(&self.live, unanswered)).await;
+            let asked = deadline(limits::DB_ACQUIRE_MS, ask(&self.live, unanswered, proof)).await;
             match asked {
                 Ok(Outcome::Unknown) | Err(_) => sleep(Duration::from_millis(100)).await,
                 Ok(outcome) => return outcome,
@@ -341,13 +346,13 @@ impl WriterTask {
     }
 }
 
-async fn ask(live: &Live, unanswered: &Unanswered) -> Result<Outcome, sqlx::Error> {
+async fn ask(live: &Live, unanswered: &Unanswered, proof: Proof) -> Result<Outcome, sqlx::Error> {
     let mut connection = live.db.connect(Purpose::Appends).await?;
     // Transaction numbers mean something within one history only.
     if events::store_state(&mut connection).await?.epoch != *unanswered.epoch {
         return Ok(Outcome::Unknown);
     }
-    appends::outcome(&mut connection, &unanswered.transaction_id).await
+    appends::outcome(&mut connection, &unanswered.transaction_id, proof).await
 }
 
 /// Does everything but the commit.
@@ -371,10 +376,14 @@ async fn write(
         // Anew: the rare operations may have changed these very sessions.
         found = if ids.is_empty() { HashMap::new() } else { sessions::for_append(connection, &ids).await?.1 };
     }
+    // Keys that this very transaction gave may be given to something else if it is not committed:
+    // what it shows of them must not be remembered.
+    let fresh = Cards::default();
+    let cards = if only_sends { &live.cards } else { &fresh };
     let mut sent = if sends.is_empty() {
         Vec::new()
     } else {
-        send_message::apply(connection, &live.cards, &mut ledger, found, &sends).await?
+        send_message::apply(connection, cards, &mut ledger, found, &sends).await?
     }
     .into_iter();
     ledger.write(connection).await?;

@@ -79,24 +79,54 @@ pub async fn roll_back(connection: &mut PgConnection) -> Result<()> {
 pub enum Outcome {
     Committed,
     Aborted,
-    /// Still going on, or too long ago to know.
+    /// Still going on.
     Unknown,
+}
+
+/// A row that is there if, and only if, its transaction was committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proof {
+    appended_at: DateTime<Utc>,
+    /// Of an event that was appended; of none, when none was.
+    version: Option<i64>,
+    /// Of a message that was appended; of none, when none was.
+    message: Option<(SessionKey, i32)>,
 }
 
 /// Asks what became of a transaction of this history.
 ///
+/// The transaction's number only tells whether it still goes on. After a crash of PostgreSQL a
+/// number that never reached the disk is given again, so a number that was committed may be
+/// somebody else's: what was written decides.
+///
 /// # Errors
 /// When the database cannot be read.
-pub async fn outcome(connection: &mut PgConnection, transaction_id: &str) -> Result<Outcome> {
-    let status: Option<String> = sqlx::query_scalar("/* appends.outcome */ select pg_xact_status($1::text::xid8)")
-        .bind(transaction_id)
-        .fetch_one(connection)
-        .await?;
-    Ok(match status.as_deref() {
-        Some("committed") => Outcome::Committed,
-        Some("aborted") => Outcome::Aborted,
-        _ => Outcome::Unknown,
-    })
+pub async fn outcome(connection: &mut PgConnection, transaction_id: &str, proof: Proof) -> Result<Outcome> {
+    let status: Result<Option<String>> =
+        sqlx::query_scalar("/* appends.outcome */ select pg_xact_status($1::text::xid8)")
+            .bind(transaction_id)
+            .fetch_one(&mut *connection)
+            .await;
+    match status {
+        Ok(status) if status.as_deref() == Some("in progress") => return Ok(Outcome::Unknown),
+        Ok(_) => {}
+        // "is in the future": the number was lost in a crash and has not been given again.
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("22023") => {}
+        Err(error) => return Err(error),
+    }
+    // A statement of its own: its snapshot is newer than the end of the transaction.
+    let written: bool = sqlx::query_scalar(
+        "/* appends.outcome */
+         select exists (select from events where version = $2 and created_at = $1)
+             or exists (select from messages where session_key = $3 and seq = $4 and created_at = $1)",
+    )
+    .bind(proof.appended_at)
+    .bind(proof.version)
+    .bind(proof.message.map(|(session, _)| session.0))
+    .bind(proof.message.map(|(_, seq)| seq))
+    .fetch_one(connection)
+    .await?;
+    Ok(if written { Outcome::Committed } else { Outcome::Aborted })
 }
 
 impl Ledger {
@@ -148,6 +178,13 @@ impl Ledger {
     /// (first, last) version of what is appended, if anything is.
     pub fn versions(&self) -> Option<(i64, i64)> {
         Some((self.events.first()?.version, self.events.last()?.version))
+    }
+
+    /// What will show that this was committed; none when nothing is appended.
+    pub fn proof(&self) -> Option<Proof> {
+        let version = self.versions().map(|(first, _)| first);
+        let message = self.messages.first().map(|row| (row.session, row.seq));
+        (version.is_some() || message.is_some()).then_some(Proof { appended_at: self.appended_at, version, message })
     }
 
     /// Writes everything noted.
