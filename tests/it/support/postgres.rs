@@ -3,6 +3,8 @@
 //! database per test.
 
 use std::{
+    os::unix::process::CommandExt,
+    process::{ChildStdin, Command, Stdio},
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -90,12 +92,11 @@ fn server() -> &'static str {
 }
 
 /// What must live as long as the server is needed.
+#[expect(dead_code, reason = "dropping it ends the server")]
 enum Keep {
     Nothing,
-    Container(
-        #[expect(dead_code, reason = "dropping it stops the container")] Box<testcontainers::ContainerAsync<Postgres>>,
-    ),
-    Private(#[expect(dead_code, reason = "dropping it stops the server")] Box<PrivatePg>),
+    Container(Box<testcontainers::ContainerAsync<Postgres>>, ChildStdin),
+    Private(Box<PrivatePg>),
 }
 
 async fn start() -> (String, Keep) {
@@ -116,9 +117,13 @@ async fn start() -> (String, Keep) {
             .expect(
                 "a Docker engine answers, but the container does not start; stop the engine or set TEST_DATABASE_URL",
             );
+        let reaper = remove_with_this_process(container.id());
         let host = container.get_host().await.expect("the container has a host");
         let port = container.get_host_port_ipv4(5432).await.expect("the container has a port");
-        return (format!("postgres://postgres:postgres@{host}:{port}/postgres"), Keep::Container(Box::new(container)));
+        return (
+            format!("postgres://postgres:postgres@{host}:{port}/postgres"),
+            Keep::Container(Box::new(container), reaper),
+        );
     }
     eprintln!("tests use a private PostgreSQL");
     let private = private_server("tests").await;
@@ -142,24 +147,62 @@ pub async fn private_server(name: &str) -> PrivatePg {
     PrivatePg::start(options).await.expect("a private PostgreSQL starts")
 }
 
+/// Whether an engine answers. The client alone proves nothing.
 async fn docker_answers() -> bool {
-    // The client alone proves nothing: ask the engine.
     if std::env::var("DESKFEED_TEST_DOCKER").is_ok_and(|value| value == "0") {
         return false;
     }
-    let socket = std::path::Path::new("/var/run/docker.sock");
-    let mut stream = match tokio::net::UnixStream::connect(socket).await {
-        Ok(stream) => stream,
-        Err(_) => return std::env::var("DOCKER_HOST").is_ok_and(|host| !host.is_empty()),
-    };
+    engine("GET", "/_ping").await.is_ok_and(|answer| answer.starts_with("HTTP/1.") && answer[8..].starts_with(" 200"))
+}
+
+/// Asks the engine.
+async fn engine(method: &str, path: &str) -> std::io::Result<String> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut answer = [0_u8; 15];
+    let host = std::env::var("DOCKER_HOST").unwrap_or_default();
     let asked = async {
-        stream.write_all(b"GET /_ping HTTP/1.0\r\n\r\n").await?;
-        stream.read_exact(&mut answer).await
+        let request = format!("{method} {path} HTTP/1.0\r\nHost: docker\r\n\r\n");
+        let mut answer = String::new();
+        if let Some(address) = host.strip_prefix("tcp://") {
+            let mut stream = tokio::net::TcpStream::connect(address).await?;
+            stream.write_all(request.as_bytes()).await?;
+            stream.read_to_string(&mut answer).await?;
+        } else {
+            let socket = host.strip_prefix("unix://").unwrap_or("/var/run/docker.sock");
+            let mut stream = tokio::net::UnixStream::connect(socket).await?;
+            stream.write_all(request.as_bytes()).await?;
+            stream.read_to_string(&mut answer).await?;
+        }
+        Ok(answer)
     };
-    let answered = tokio::time::timeout(Duration::from_secs(2), asked).await.is_ok_and(|read| read.is_ok());
-    answered && answer.ends_with(b" 200 O")
+    tokio::time::timeout(Duration::from_secs(10), asked).await.unwrap_or(Err(std::io::ErrorKind::TimedOut.into()))
+}
+
+const CONTAINER: &str = "DESKFEED_TEST_CONTAINER";
+
+/// Nothing runs when a test process ends, so another process removes its container: this very
+/// program, running the one test below until its standard input ends.
+fn remove_with_this_process(container: &str) -> ChildStdin {
+    let mut reaper = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--ignored", "--exact", "support::postgres::removes_the_container_when_the_tests_end"])
+        .env(CONTAINER, container)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .expect("a second process");
+    reaper.stdin.take().expect("its standard input")
+}
+
+#[tokio::test]
+#[ignore = "run by the tests themselves, in a process of its own"]
+async fn removes_the_container_when_the_tests_end() {
+    let container = std::env::var(CONTAINER).expect("the container's id");
+    let ended = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
+    ended.await.expect("no panic").expect("the end of standard input");
+    let removed =
+        engine("DELETE", &format!("/containers/{container}?force=true&v=true")).await.expect("the engine answers");
+    assert!(removed[8..].starts_with(" 204"), "{removed}");
 }
 
 async fn make_template(url: &str) {
