@@ -71,6 +71,11 @@ pub const RELAY_SCAN_EVENTS: i64 = 2000;
 /// How often the relay looks at the table whether or not it was notified, in milliseconds.
 /// Bounds the delay that a lost notification can cause (promised: 1 s).
 pub const SWEEP_MS: u64 = 400;
+/// How long the relay's look at the head may take, in milliseconds, before it connects anew.
+pub const RELAY_LOOK_MS: u64 = 1_000;
+/// How long ago the last look may have succeeded for a process to count as in touch with the
+/// database, in milliseconds.
+pub const IN_TOUCH_MS: u64 = 3_000;
 /// How often a process notifies itself to prove its LISTEN connection, in milliseconds.
 pub const LISTENER_PING_MS: u64 = 5_000;
 /// A LISTEN connection that has not heard its own ping for this long is replaced, in milliseconds.
@@ -96,6 +101,9 @@ pub const COMMIT_MS: u64 = 10_000;
 
 /// How long a client may take to send the head of a request, in seconds.
 pub const HEAD_READ_S: u64 = 10;
+/// How long a connection is kept between two requests, in seconds. Longer than balancers and
+/// clients keep theirs, so that they close first and no request meets a closing connection.
+pub const KEEP_ALIVE_S: u64 = 100;
 /// How long a client may take to send a body, in seconds.
 pub const BODY_READ_S: u64 = 15;
 /// How long a connection may be unable to take a byte of an answer, in seconds.

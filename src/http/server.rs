@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, pin::pin, time::Duration};
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::{
-    rt::{TokioIo, TokioTimer},
+    rt::TokioIo,
     service::TowerToHyperService,
 };
 use socket2::{Domain, Protocol, Socket, Type};
@@ -14,7 +14,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::stall::Stall;
+use super::patience::Patient;
 use crate::{domain::limits, lifecycle::Lifecycle};
 
 /// Opens the listening socket, with a long queue: ten thousand clients may come back at once.
@@ -53,10 +53,10 @@ async fn connection(stream: TcpStream, router: Router, lifecycle: Lifecycle) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let io = TokioIo::new(Stall::new(stream, Duration::from_secs(limits::WRITE_STALL_S)));
+    let io = TokioIo::new(Patient::new(stream));
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(limits::HEAD_READ_S))
+        // `Patient` has the limits of time.
+        .header_read_timeout(None)
         .max_buf_size(limits::HEAD_BYTES_MAX)
         .half_close(false)
         .serve_connection(io, TowerToHyperService::new(router));

@@ -146,13 +146,16 @@ impl Polls {
         let mut seen = after;
         // Whether the table has confirmed `seen`; then a tail that is behind it is only late.
         let mut confirmed = !matches!(from, From::Version(_));
+        // What this process has answered a sender for is not missing from an answer that is asked
+        // for later, though the tail may be a moment behind.
+        let owed = self.live.committed_head();
         loop {
             let watch = self.live.hub.watch(wanted.feed);
             let mut woken = pin!(watch.woken());
             woken.as_mut().enable();
             let epoch = wait.epoch();
             let found = match self.live.tail.look(wanted.feed, seen, wanted.types, wanted.limit) {
-                Look::Found(slice) if !slice.events.is_empty() || !wait.is_over() => Some(from_slice(slice)),
+                Look::Found(slice) if slice.more || slice.head >= owed && !wait.is_over() => Some(from_slice(slice)),
                 Look::TooNew if confirmed && !wait.is_over() => None,
                 // The table has the last word on what is there now, and on what the tail does not cover.
                 _ => Some(self.read_after(wanted, seen, after).await?),

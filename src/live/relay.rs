@@ -13,7 +13,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -39,7 +39,7 @@ use crate::{
         cards::Cards,
         events,
         listener::{self, Listener},
-        pool::{Db, Purpose, read_deadline},
+        pool::{Db, Purpose, deadline, read_deadline},
     },
 };
 
@@ -52,8 +52,11 @@ pub struct Live {
     pub bulletin: Arc<Bulletin>,
     pub tokens: Tokens,
     pub zone: Tz,
-    /// Whether the relay's last look at the table succeeded.
-    in_touch: AtomicBool,
+    /// When the relay's last look at the table succeeded, in milliseconds since `started`; 0: never.
+    last_contact_ms: AtomicU64,
+    started: Instant,
+    /// The newest version that this process's writer has committed.
+    committed_head: AtomicI64,
     listener_generation: AtomicU64,
     look: Notify,
 }
@@ -68,7 +71,9 @@ impl Live {
             bulletin,
             tokens,
             zone,
-            in_touch: AtomicBool::new(false),
+            last_contact_ms: AtomicU64::new(0),
+            started: Instant::now(),
+            committed_head: AtomicI64::new(0),
             listener_generation: AtomicU64::new(0),
             look: Notify::new(),
         }
@@ -79,9 +84,24 @@ impl Live {
         self.look.notify_one();
     }
 
+    /// The newest version that this process's writer has committed.
+    pub fn committed_head(&self) -> i64 {
+        self.committed_head.load(Ordering::Acquire)
+    }
+
+    /// Notes what the writer has committed, before anybody is answered for it.
+    pub fn note_committed(&self, head: i64) {
+        self.committed_head.fetch_max(head, Ordering::AcqRel);
+    }
+
     /// Whether the database answered lately.
     pub fn is_in_touch(&self) -> bool {
-        self.in_touch.load(Ordering::Acquire)
+        let last = self.last_contact_ms.load(Ordering::Acquire);
+        last > 0 && self.now_ms().saturating_sub(last) < limits::IN_TOUCH_MS
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn encode(&self, events: &[Event]) -> std::result::Result<Vec<Encoded>, serde_json::Error> {
@@ -115,6 +135,7 @@ impl Relay {
         let mut sweep = interval(Duration::from_millis(limits::SWEEP_MS));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut pinged = Instant::now();
+        let mut answers = false;
         loop {
             let taken = tokio::select! {
                 () = stop.cancelled() => return,
@@ -125,15 +146,17 @@ impl Relay {
             if taken {
                 continue;
             }
-            let was_in_touch = self.live.is_in_touch();
             let looked = self.look(&mut connection, &mut pinged).await;
-            self.live.in_touch.store(looked.is_ok(), Ordering::Release);
             match looked {
-                Ok(()) if !was_in_touch => tracing::info!("PostgreSQL answers"),
-                Ok(()) => {}
+                Ok(()) => {
+                    self.live.last_contact_ms.store(self.live.now_ms().max(1), Ordering::Release);
+                    if !std::mem::replace(&mut answers, true) {
+                        tracing::info!("PostgreSQL answers");
+                    }
+                }
                 Err(error) => {
                     connection = None;
-                    if was_in_touch {
+                    if std::mem::replace(&mut answers, false) {
                         tracing::warn!(error = %error, "PostgreSQL does not answer; parked polls wait, other requests are answered 50300 until it does");
                     }
                     // Not at the pace of hints: each of them would start another attempt.
@@ -176,13 +199,14 @@ impl Relay {
         // Taken before the query: whatever is in the tail now was committed before it, so a smaller
         // head in its answer means that the database has lost something.
         let tail_head = live.tail.head();
-        let state = events::store_state(connection).await?;
+        let state = deadline(limits::RELAY_LOOK_MS, events::store_state(connection)).await?;
         let history_changed = live.bulletin.set_epoch(&state.epoch);
         if history_changed || state.head < tail_head {
             if tail_head > 0 {
                 tracing::warn!(head = state.head, known = tail_head, epoch = %state.epoch, "the database holds another history than before; readers are told");
             }
             live.cards.clear();
+            live.committed_head.store(0, Ordering::Release);
             live.tail.reset((state.head - limits::TAIL_PRELOAD_EVENTS).max(state.oldest - 1));
             live.hub.wake_all();
         }

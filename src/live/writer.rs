@@ -168,6 +168,8 @@ struct Done {
     replies: Vec<Result<Reply, Fault>>,
     /// None when nothing was appended.
     committed: Option<Committed>,
+    /// The newest version; 0 when nothing was appended.
+    head: i64,
 }
 
 impl WriterTask {
@@ -283,6 +285,7 @@ impl WriterTask {
 
     /// Tells the relay. It may be busy: then it will see for itself.
     fn hand_over(&self, done: Done) -> Vec<Result<Reply, Fault>> {
+        self.live.note_committed(done.head);
         if let Some(committed) = done.committed
             && self.committed.try_send(committed).is_err()
         {
@@ -319,7 +322,7 @@ impl WriterTask {
         let started = Instant::now();
         let ended = deadline(limits::COMMIT_MS, appends::commit(connection)).await;
         metrics::histogram!("deskfeed_commit_duration_seconds").record(started.elapsed().as_secs_f64());
-        let done = Done { replies, committed };
+        let done = Done { replies, committed, head: appended.map_or(0, |(_, last)| last) };
         match ended {
             Ok(()) => Ok(done),
             Err(error) => {
