@@ -5,7 +5,7 @@ select head, oldest, version, session_key, feed_key, message_seq, profile_key, t
        created_at, message_type, content_type, id, id_text, content
 from (
     select h.head, h.oldest, p.*, m.created_at, m.type as message_type, m.content_type, m.id, m.id_text, m.content,
-           sum(octet_length(m.content)) over (order by p.version desc) - octet_length(m.content) as bytes_before
+           coalesce(sum(octet_length(m.content)) over (order by p.version desc rows between unbounded preceding and 1 preceding), 0) as bytes_before
     from (select greatest(coalesce((select max(version) from events), 0), oldest_version - 1) as head, oldest_version as oldest from store) h
     left join lateral (
         select * from (
@@ -22,5 +22,5 @@ from (
     ) p on true
     left join messages m on m.session_key = p.session_key and m.seq = p.message_seq and p.type = 1
 ) page
-where bytes_before is null or bytes_before < $7
+where bytes_before < $7
 order by version desc
