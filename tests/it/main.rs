@@ -1,6 +1,7 @@
 //! The service, tested through its public interface on a real PostgreSQL. One binary; a module for
 //! each heading of the wire contract.
 
+mod acks;
 mod plans;
 mod query;
 mod schema;

@@ -43,6 +43,11 @@ impl Reply {
             .collect()
     }
 
+    /// One event of a 200.
+    pub fn event(&self, position: usize) -> Value {
+        self.events()[position].clone()
+    }
+
     pub fn types(&self) -> Vec<String> {
         self.events().iter().map(|event| event["e"].as_str().expect("a type").to_owned()).collect()
     }
@@ -133,6 +138,33 @@ impl Client {
 
     pub async fn send_id(&self, session: &str, id: &str, content: &str) -> Reply {
         self.post("/message/send", json!({"SessionId": session, "Id": id, "Content": content})).await
+    }
+
+    /// `POST /message/query`
+    pub async fn query_post(&self, body: Value) -> Reply {
+        self.post("/message/query", body).await
+    }
+
+    /// `POST` of a session operation that needs nothing but the session.
+    pub async fn session(&self, operation: &str, session: &str) -> Reply {
+        self.post(&format!("/session/{operation}"), json!({"SessionId": session})).await
+    }
+
+    pub async fn transfer(&self, session: &str, to: &str) -> Reply {
+        self.post("/session/transfer", json!({"SessionId": session, "ToNewId": to})).await
+    }
+
+    /// `POST` of a text that need not be JSON.
+    pub async fn post_text(&self, path: &str, content_type: &str, body: impl Into<reqwest::Body>) -> Reply {
+        let request = self.request(http::Method::POST, path).header("content-type", content_type).body(body);
+        finish(request).await.expect("an answer")
+    }
+
+    /// All of this token's feed as it is now.
+    pub async fn feed(&self) -> Vec<Value> {
+        let answer = self.query("a=0&limit=1000&wait=0").await;
+        assert!(!answer.more(), "more than a page");
+        answer.events()
     }
 
     /// Opens a session for an agent.

@@ -62,8 +62,14 @@ impl TestDesk {
     }
 
     pub async fn token(&self, role: &str, subject: &str) -> Client {
-        let made = self.admin.post("/admin/token", json!({"Role": role, "Subject": subject})).await.ok();
-        Client::new(&self.admin.base, made["Token"].as_str().expect("a token"))
+        self.token_made(json!({"Role": role, "Subject": subject})).await.1
+    }
+
+    /// A new token as `request` says: its id and a client with it.
+    pub async fn token_made(&self, request: serde_json::Value) -> (String, Client) {
+        let made = self.admin.post("/admin/token", request).await.ok();
+        let text = |name: &str| made[name].as_str().expect("a text").to_owned();
+        (text("TokenId"), Client::new(&self.admin.base, &text("Token")))
     }
 
     /// A connection of the test's own to the database.
