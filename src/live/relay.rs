@@ -94,16 +94,6 @@ impl Live {
         self.committed_head.fetch_max(head, Ordering::AcqRel);
     }
 
-    /// The newest version that this process's writer has committed.
-    pub fn committed_head(&self) -> i64 {
-        self.committed_head.load(Ordering::Acquire)
-    }
-
-    /// Notes what the writer has committed, before anybody is answered for it.
-    pub fn note_committed(&self, head: i64) {
-        self.committed_head.fetch_max(head, Ordering::AcqRel);
-    }
-
     /// Whether the database answered lately.
     pub fn is_in_touch(&self) -> bool {
         let last = self.last_contact_ms.load(Ordering::Acquire);
