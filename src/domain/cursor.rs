@@ -179,11 +179,7 @@ fn types(list: &str) -> Result<TypeSet, Fault> {
     let mut types = TypeSet::NONE;
     for name in items(list) {
         let known = EventType::ALL.into_iter().find(|r#type| r#type.name().eq_ignore_ascii_case(name));
-        types = types.with(known.ok_or_else(|| {
-            Fault::malformed(format!(
-                "`t` names the unknown event type {name:?}; known are AddSession, Message and DelSession"
-            ))
-        })?);
+        types = types.with(known.ok_or_else(|| Fault::UnknownType(name.to_owned()))?);
     }
     Ok(if types == TypeSet::NONE { TypeSet::ALL } else { types })
 }

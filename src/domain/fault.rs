@@ -8,6 +8,9 @@ pub enum Fault {
     /// 40000: a missing or wrong field or parameter; the text names it.
     #[error("{0}")]
     Malformed(Cow<'static, str>),
+    /// 40000: an event type that there is not.
+    #[error("`t` names the unknown event type {0:?}; known are AddSession, Message and DelSession")]
+    UnknownType(String),
     /// 40001: a reader asked for both directions.
     #[error("give either `a` (events after a version) or `b` (events before it), not both")]
     BothCursors,
@@ -98,7 +101,7 @@ impl Fault {
     /// The error's number; its first three digits are the HTTP status.
     pub fn code(&self) -> u32 {
         match self {
-            Self::Malformed(_) => 40000,
+            Self::Malformed(_) | Self::UnknownType(_) => 40000,
             Self::BothCursors => 40001,
             Self::Unauthenticated(_) => 40100,
             Self::RoleMayNot(_) => 40300,
@@ -125,7 +128,7 @@ impl Fault {
     /// Short name of the kind of fault, the same for every occurrence.
     pub fn title(&self) -> &'static str {
         match self {
-            Self::Malformed(_) => "Malformed request",
+            Self::Malformed(_) | Self::UnknownType(_) => "Malformed request",
             Self::BothCursors => "Both a and b",
             Self::Unauthenticated(_) => "Not authenticated",
             Self::RoleMayNot(_) => "The token's role may not do this",

@@ -8,7 +8,7 @@ use http::{HeaderValue, StatusCode, header};
 use problem_details::ProblemDetails;
 use serde::Serialize;
 
-use crate::domain::{fault::Fault, limits};
+use crate::domain::{event::EventType, fault::Fault, limits};
 
 /// What a problem carries besides RFC 9457's own members.
 #[derive(Debug, Serialize)]
@@ -53,10 +53,9 @@ pub fn status(fault: &Fault) -> StatusCode {
 /// The problem object of a fault.
 pub fn object(fault: &Fault) -> serde_json::Value {
     let detail = fault.to_string();
-    let names_types = detail.starts_with("`t` names");
     let members = Members {
         code: fault.code(),
-        known: names_types.then_some(["AddSession", "Message", "DelSession"]),
+        known: matches!(fault, Fault::UnknownType(_)).then(|| EventType::ALL.map(EventType::name)),
         oldest: if let Fault::HistoryGone { oldest, .. } = fault { Some(*oldest) } else { None },
         head: if let Fault::HistoryUnknown { head, .. } = fault { Some(*head) } else { None },
         epoch: if let Fault::HistoryUnknown { epoch, .. } = fault { Some(epoch.clone()) } else { None },
