@@ -82,6 +82,9 @@ pub const LISTENER_PING_MS: u64 = 5_000;
 pub const LISTENER_SILENT_MS: u64 = 10_000;
 /// How often polls and token uses are noted in the database, in milliseconds.
 pub const ACTIVITY_FLUSH_MS: u64 = 5_000;
+/// How old a note of an agent's poll or a token's use may grow before it is renewed, in seconds:
+/// well below [`AGENT_SILENT_S`], and seldom enough for tens of thousands of parked polls.
+pub const ACTIVITY_RENEW_S: u64 = 30;
 /// How often a process tries to assign queued sessions without a cause of its own, in milliseconds.
 pub const ASSIGN_SWEEP_MS: u64 = 1_000;
 

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use moka::sync::Cache;
 use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior, interval},
@@ -28,9 +29,10 @@ use crate::{
 };
 
 /// What is to be noted.
-#[derive(Default)]
 pub struct Activity {
     noted: Mutex<Noted>,
+    /// Tokens whose use the database has heard of lately.
+    tokens_flushed: Cache<Uuid, ()>,
     /// An agent that may have been silent is here: do not wait for the timer.
     urgent: Notify,
 }
@@ -46,6 +48,17 @@ struct Polls {
     last: Instant,
     /// When the database last heard of it.
     flushed: Option<Instant>,
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        let renew = Duration::from_secs(limits::ACTIVITY_RENEW_S);
+        Self {
+            noted: Mutex::default(),
+            tokens_flushed: Cache::builder().time_to_live(renew).build(),
+            urgent: Notify::new(),
+        }
+    }
 }
 
 impl Activity {
@@ -66,7 +79,7 @@ impl Activity {
 
     /// Counts the use of a token.
     pub fn token_used(&self, token_id: Uuid) {
-        if !token_id.is_nil() {
+        if !token_id.is_nil() && !self.tokens_flushed.contains_key(&token_id) {
             self.noted().tokens.insert(token_id);
         }
     }
@@ -83,7 +96,7 @@ impl Activity {
         let mut polls: Vec<(FeedKey, f64)> = noted
             .agents
             .iter_mut()
-            .filter(|(_, polls)| polls.parked > 0 || polls.flushed.is_none_or(|flushed| polls.last > flushed))
+            .filter(|(_, polls)| polls.is_due())
             .map(|(key, polls)| {
                 let ago = if polls.parked > 0 { 0.0 } else { polls.last.elapsed().as_secs_f64() };
                 polls.flushed = Some(now);
@@ -102,13 +115,26 @@ impl Activity {
                 polls.flushed = None;
             }
         }
+        for id in &token_ids {
+            self.tokens_flushed.invalidate(id);
+        }
         noted.tokens.extend(token_ids);
     }
 
     fn take_tokens(&self) -> Vec<Uuid> {
-        let mut ids: Vec<Uuid> = self.noted().tokens.drain().collect();
-        ids.sort();
+        let ids: Vec<Uuid> = self.noted().tokens.drain().collect();
+        for id in &ids {
+            self.tokens_flushed.insert(*id, ());
+        }
         ids
+    }
+}
+
+impl Polls {
+    /// Whether the database is to hear of it: there is something to tell, and it has not been told lately.
+    fn is_due(&self) -> bool {
+        let renew = Duration::from_secs(limits::ACTIVITY_RENEW_S);
+        self.flushed.is_none_or(|flushed| flushed.elapsed() >= renew && (self.parked > 0 || self.last > flushed))
     }
 }
 
