@@ -82,5 +82,5 @@ create table polls_seen (
 ) with (fillfactor = 50);
 
 comment on table polls_seen is 'When each agent last polled. An agent without a row has never polled.';
-comment on column polls_seen.seen_at is 'Time of the last poll, noted within 5 s.';
+comment on column polls_seen.seen_at is 'Time of the last poll, to within half a minute.';
 comment on column polls_seen.feed_key is 'The agent''s feed.';

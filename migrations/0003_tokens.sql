@@ -27,7 +27,7 @@ create index tokens_revoked on tokens (revocation) where revocation is not null;
 comment on table tokens is 'Access tokens. The secret itself is never stored.';
 comment on column tokens.created_at is 'When it was made.';
 comment on column tokens.expires_at is 'Refused from then on; null: never.';
-comment on column tokens.last_used_at is 'Last use, to within a minute; null: never used.';
+comment on column tokens.last_used_at is 'Last use, to within a minute or two; null: never used.';
 comment on column tokens.revocation is 'The value of store.revocations that revoking it took; null: not revoked.';
 comment on column tokens.token_id is 'Public name of the token, for listing and revoking.';
 comment on column tokens.feed_key is 'Whose feed it reads and in whose name it acts; null for an admin.';
