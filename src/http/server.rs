@@ -3,11 +3,9 @@
 use std::{io, net::SocketAddr, pin::pin, time::Duration};
 
 use axum::Router;
+use futures_util::FutureExt;
 use hyper::server::conn::http1;
-use hyper_util::{
-    rt::TokioIo,
-    service::TowerToHyperService,
-};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -34,7 +32,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) {
     loop {
         let accepted = tokio::select! {
-            () = lifecycle.stopping().cancelled() => return,
+            () = lifecycle.stopping().cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -45,6 +43,15 @@ pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) 
                 sleep(Duration::from_millis(50)).await;
             }
         }
+    }
+    accept_waiting(&listener, &router, &lifecycle);
+}
+
+/// Takes those who had connected already when the listener was told to stop: closing it would reset
+/// them, and a balancer cannot repeat their requests. They are told to come back.
+fn accept_waiting(listener: &TcpListener, router: &Router, lifecycle: &Lifecycle) {
+    while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
+        lifecycle.spawn_brief(connection(stream, router.clone(), lifecycle.clone()));
     }
 }
 
