@@ -8,6 +8,7 @@ use crate::{
         caller::Caller,
         event::SessionCard,
         fault::Fault,
+        limits,
         session::{Happening, Status},
     },
     store::{agents, appends::Ledger, sessions},
@@ -57,11 +58,18 @@ pub async fn apply(
             Some(agent)
         }
         None => {
-            // Those who wait already come first; whoever is free after them takes this one.
-            if sessions::any_queued(connection).await? {
-                assign_queued::apply(connection, ledger).await?;
+            // Those who wait already come first; whoever is free after them takes this one. If more
+            // wait than one transaction assigns, this one waits behind them.
+            let assigned = if sessions::any_queued(connection).await? {
+                assign_queued::apply(connection, ledger).await?
+            } else {
+                0
+            };
+            if assigned < limits::ASSIGNMENTS_PER_BATCH_MAX {
+                agents::pick_available(connection).await?.into_iter().next()
+            } else {
+                None
             }
-            agents::pick_available(connection).await?.into_iter().next()
         }
     };
     let session = sessions::insert(connection, &open.card, gateway, ledger.appended_at).await?;
