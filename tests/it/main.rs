@@ -3,6 +3,10 @@
 
 mod acks;
 mod plans;
+mod promise;
+mod presence;
 mod query;
 mod schema;
+mod send;
+mod session;
 mod support;
