@@ -37,6 +37,7 @@ pub fn router(app: App) -> Router {
         .route("/admin/gateway", get_and_post(admin::list_gateways, admin::put_gateway))
         .route("/admin/token", get_and_post(admin::list_tokens, admin::create_token))
         .route("/admin/token/revoke", post_only(admin::revoke_token))
+        .route_layer(middleware::from_fn(limit_url))
         .route_layer(middleware::from_fn_with_state(app.clone(), auth::require_token));
 
     // Balancers, monitors, tools.
@@ -81,6 +82,16 @@ async fn no_such_path() -> Problem {
 
 /// Refuses what must not get any further.
 async fn admit(State(app): State<App>, request: Request, next: Next) -> Response {
+    let is_probe = ["/healthz", "/readyz", "/metrics"].contains(&request.uri().path());
+    if app.live.bulletin.is_draining() && !is_probe {
+        return Problem(Fault::unavailable("the service is stopping; another replica or the next start will answer"))
+            .into_response();
+    }
+    next.run(request).await
+}
+
+/// Refuses a URL that is too long. Runs after the token was found good, which comes before all else.
+async fn limit_url(request: Request, next: Next) -> Response {
     let path_and_query = request.uri().path_and_query().map_or(0, |text| text.as_str().len());
     if path_and_query > limits::URL_BYTES_MAX {
         let detail = format!(
@@ -88,11 +99,6 @@ async fn admit(State(app): State<App>, request: Request, next: Next) -> Response
             limits::URL_BYTES_MAX
         );
         return Problem(Fault::malformed(detail)).into_response();
-    }
-    let is_probe = ["/healthz", "/readyz", "/metrics"].contains(&request.uri().path());
-    if app.live.bulletin.is_draining() && !is_probe {
-        return Problem(Fault::unavailable("the service is stopping; another replica or the next start will answer"))
-            .into_response();
     }
     next.run(request).await
 }
