@@ -2,6 +2,8 @@
 //! each heading of the wire contract.
 
 mod acks;
+mod faults;
+mod errors;
 mod plans;
 mod promise;
 mod presence;
@@ -10,3 +12,4 @@ mod schema;
 mod send;
 mod session;
 mod support;
+mod tokens;
