@@ -2,11 +2,12 @@
 //! each heading of the wire contract.
 
 mod acks;
-mod faults;
+mod around;
 mod errors;
+mod paging;
 mod plans;
-mod promise;
 mod presence;
+mod promise;
 mod query;
 mod schema;
 mod send;

@@ -1,0 +1,171 @@
+//! Health, description, draining, the time zone.
+
+use std::time::Duration;
+
+use http::Method;
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::support::{Client, TestDesk, client::finish, desk};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn health_and_description_need_no_token() {
+    let desk = TestDesk::start().await;
+    let plain = reqwest::Client::builder().no_proxy().build().expect("a client");
+    for (path, content_type) in [
+        ("/healthz", "text/plain"),
+        ("/readyz", "text/plain"),
+        ("/metrics", "text/plain"),
+        ("/openapi.json", "application/json"),
+    ] {
+        for value in [None, Some("Bearer nonsense")] {
+            let mut request = plain.get(format!("{}{path}", desk.base(0)));
+            if let Some(value) = value {
+                request = request.header("authorization", value);
+            }
+            let answer = finish(request).await.expect("an answer");
+            assert_eq!(answer.status, 200, "{path}");
+            assert!(answer.header("content-type").starts_with(content_type), "{path}");
+            assert!(!answer.text.is_empty(), "{path}");
+        }
+        let head = plain.head(format!("{}{path}", desk.base(0)));
+        assert_eq!(finish(head).await.expect("an answer").text, "", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn ready_means_that_the_schema_fits() {
+    let desk = TestDesk::start().await;
+    assert_eq!(desk.admin.get("/readyz").await.status, 200);
+    let mut sql = desk.sql().await;
+    sqlx::raw_sql("insert into _sqlx_migrations (version, description, success, checksum, execution_time) values (9999, 'of the future', true, '', 0)")
+        .execute(&mut sql)
+        .await
+        .expect("a migration from the future");
+    let answer = desk.admin.get("/readyz").await;
+    assert_eq!((answer.code(), answer.header("retry-after")), (50300, "1"));
+    assert_eq!(desk.admin.get("/healthz").await.status, 200);
+    sqlx::raw_sql("delete from _sqlx_migrations where version = 9999").execute(&mut sql).await.expect("it goes again");
+    assert_eq!(desk.admin.get("/readyz").await.status, 200);
+}
+
+#[tokio::test]
+async fn times_are_in_the_configured_zone() {
+    let desk = TestDesk::with(1, &["--timezone", "Asia/Shanghai"]).await;
+    let (ann, web) = (desk.agent("ann").await, desk.gateway("web").await);
+    web.open_to("s1", "ann").await.ok();
+    let sent = web.send_id("s1", "m1", "text").await.ok();
+    let mut sql = desk.sql().await;
+    let expected: String = sqlx::query_scalar(
+        "select to_char(created_at at time zone 'Asia/Shanghai', 'YYYY-MM-DD HH24:MI:SS') from messages",
+    )
+    .fetch_one(&mut sql)
+    .await
+    .expect("the message");
+    assert_eq!(sent["CreateTime"], json!(expected));
+    assert_eq!(ann.feed().await[1]["Data"]["Message"][0]["CreateTime"], json!(expected));
+    assert_eq!(ann.query("b=now").await.event(1)["Data"]["Message"][0]["CreateTime"], json!(expected));
+    assert_eq!(ann.get("/session/history?SessionId=s1").await.ok()[0]["CreateTime"], json!(expected));
+    let opened: String = sqlx::query_scalar(
+        "select to_char(opened_at at time zone 'Asia/Shanghai', 'YYYY-MM-DD HH24:MI:SS') from sessions",
+    )
+    .fetch_one(&mut sql)
+    .await
+    .expect("the session");
+    assert_eq!(ann.get("/session/list").await.ok()[0]["OpenTime"], json!(opened));
+    // Another zone shows the same moment otherwise.
+    let utc = TestDesk::on(desk.url.clone(), 1, &[]).await;
+    let shown = ann.at(&utc.base(0)).feed().await[1]["Data"]["Message"][0]["CreateTime"].clone();
+    let parse = |text: &str| chrono::NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S").expect("a time");
+    let (there, here) = (parse(&expected), parse(shown.as_str().expect("a text")));
+    assert_eq!((there - here).num_hours(), 8);
+}
+
+#[tokio::test]
+async fn stopping_answers_parked_polls_and_finishes_what_was_sent() {
+    let desk = TestDesk::with(2, &[]).await;
+    let (ann, web) = (desk.agent("ann").await, desk.gateway("web").await);
+    web.open_to("s1", "ann").await.ok();
+    ann.query("wait=0&c=1").await.ok();
+    let spawn = |client: &Client, query: &str| {
+        let (client, query) = (client.clone(), query.to_owned());
+        tokio::spawn(async move { client.query(&query).await })
+    };
+    let parked =
+        [spawn(&ann, "a=2&wait=60"), spawn(&ann, "wait=60"), spawn(&ann, "a=now&wait=60"), spawn(&web, "a=2&wait=60")];
+    // A poll of each kind has been looked at when a later request on the same replica was answered,
+    // or it comes while the service drains; what it is told then is the same.
+    ann.query("b=now").await.ok();
+    let sending: Vec<_> = (0..20)
+        .map(|number| {
+            let web = web.clone();
+            tokio::spawn(async move {
+                web.try_post(
+                    "/message/send",
+                    &json!({"SessionId": "s1", "Id": format!("m{number}"), "Content": "text"}),
+                )
+                .await
+            })
+        })
+        .collect();
+    let mut kept = Vec::new();
+    let mut sending = sending.into_iter();
+    kept.push(sending.next().expect("one").await.expect("no panic").expect("an answer").ok()["Id"].clone());
+    timeout(PATIENCE, desk.replicas[0].stop()).await.expect("it stops");
+    for sent in sending {
+        if let Ok(answer) = sent.await.expect("no panic")
+            && answer.status == 200
+        {
+            kept.push(answer.json()["Id"].clone());
+        }
+    }
+    for poll in parked {
+        let answer = timeout(PATIENCE, poll).await.expect("at once").expect("no panic");
+        assert_eq!(answer.status, 200);
+        assert!(answer.next() >= 2);
+    }
+    assert!(ann.try_get("/healthz").await.is_err(), "nobody listens there any more");
+    // The other replica goes on and has everything that was answered.
+    let events = ann.at(&desk.base(1)).query("a=2&wait=0").await.events();
+    for id in kept {
+        assert!(events.iter().any(|event| event["Data"]["Message"][0]["Id"] == id), "{id}");
+    }
+}
+
+#[tokio::test]
+async fn a_parked_poll_of_a_service_that_stops_is_answered_with_nothing() {
+    let desk = TestDesk::start().await;
+    let ann = desk.agent("ann").await;
+    let parked = ["a=0&wait=60", "wait=60"].map(|query| {
+        let ann = ann.clone();
+        tokio::spawn(async move { ann.query(query).await })
+    });
+    // One connection, one after the other: when this is answered, those above were accepted.
+    ann.query("a=0&wait=1").await.ok();
+    timeout(PATIENCE, desk.replicas[0].stop()).await.expect("it stops");
+    for poll in parked {
+        let answer = timeout(PATIENCE, poll).await.expect("at once").expect("no panic");
+        assert_eq!((answer.events().len(), answer.next(), answer.more()), (0, 0, false));
+    }
+}
+
+#[tokio::test]
+async fn a_restart_changes_nothing_that_a_client_can_see() {
+    let desk = TestDesk::start().await;
+    let (ann, web) = (desk.agent("ann").await, desk.gateway("web").await);
+    web.open_to("s1", "ann").await.ok();
+    let first = web.send_id("s1", "m1", "text").await.ok();
+    ann.query("wait=0&c=1").await.ok();
+    let (before, epoch) = (ann.feed().await, ann.query("a=0&wait=0").await.header("feed-epoch").to_owned());
+    desk.replicas[0].stop().await;
+    let restarted = desk::start_replica(&desk.url, &[]).await;
+    let (ann, web) = (ann.at(&desk::base(&restarted)), web.at(&desk::base(&restarted)));
+    assert_eq!(ann.feed().await, before);
+    assert_eq!(ann.query("wait=0").await.versions(), [3]);
+    assert_eq!(ann.query(&format!("a=3&wait=0&epoch={epoch}")).await.header("feed-epoch"), epoch);
+    assert_eq!(web.send_id("s1", "m1", "text").await.ok(), first);
+    let bad = finish(ann.request(Method::GET, "/message/query?a=4&wait=0")).await.expect("an answer");
+    assert_eq!(bad.code(), 41001);
+}
