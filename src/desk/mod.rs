@@ -4,6 +4,7 @@
 //! transaction as it was, so its neighbours in the batch go on.
 
 pub mod assign_queued;
+pub mod batch;
 pub mod close_session;
 pub mod open_session;
 pub mod put_agent;

@@ -16,6 +16,7 @@ use super::{
     },
 };
 use crate::{
+    desk::batch::Command,
     domain::{
         caller::Role,
         fault::Fault,
@@ -23,7 +24,7 @@ use crate::{
         limits,
         message::require_web_url,
     },
-    live::{tokens::hash, tokens::new_secret, writer::Command},
+    live::tokens::{hash, new_secret},
     store::{
         agents::{self, AgentChange, AgentLine},
         pool::read_deadline,

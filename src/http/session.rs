@@ -17,6 +17,7 @@ use super::{
     wire::{OpenRequest, ProblemSchema, SessionAnswer, SessionLine, SessionRef, TransferRequest},
 };
 use crate::{
+    desk::batch::Command,
     desk::{SessionReply, open_session::Open},
     domain::{
         cursor::checked_limit,
@@ -26,7 +27,6 @@ use crate::{
         limits,
         session::Status,
     },
-    live::writer::Command,
     store::{
         messages::{self, Before},
         pool::read_deadline,

@@ -15,11 +15,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{
-    relay::Live,
-    writer::{Command, Writer},
-};
+use super::{relay::Live, writer::Writer};
 use crate::{
+    desk::batch::Command,
     domain::{caller::Caller, fault::Fault, ids::FeedKey, limits},
     store::{
         agents,

@@ -3,9 +3,6 @@
 //! transaction commits, the next batch gathers, so batches grow with the load and a lone request
 //! waits for nobody.
 //!
-//! Requests of one batch are concurrent (none has been answered), so any order among them is right:
-//! the rare operations go first, one by one, then all messages together.
-//!
 //! **When the database fails.** Before the commit was sent, nothing happened: the batch is tried
 //! again on a new connection. A failure that is not the connection's is some request's own: each is
 //! tried alone, and the one that fails alone is answered 50000. When the commit itself is not
@@ -14,7 +11,7 @@
 //!
 //! The task owns the transaction. A client that goes away changes nothing.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use sqlx::PgConnection;
 use tokio::{
@@ -26,64 +23,18 @@ use tokio_util::sync::CancellationToken;
 use super::relay::{Committed, Live};
 use crate::{
     desk::{
-        Failure, SessionReply, assign_queued, close_session,
-        open_session::{self, Open},
-        put_agent, release_session,
-        send_message::{self, Send, Sent},
-        set_presence, transfer_session,
+        SessionReply,
+        batch::{self, Command, Reply},
+        send_message::{Send, Sent},
     },
-    domain::{caller::Caller, fault::Fault, limits},
+    domain::{fault::Fault, limits},
     store::{
         self,
-        agents::AgentChange,
-        appends::{self, Ledger, Outcome, Proof},
-        cards::Cards,
+        appends::{self, Outcome, Proof},
         events,
         pool::{Purpose, deadline},
-        sessions,
     },
 };
-
-/// One piece of work.
-#[derive(Debug)]
-pub enum Command {
-    Send(Send),
-    Open {
-        caller: Caller,
-        open: Open,
-    },
-    Close {
-        caller: Caller,
-        session_id: String,
-    },
-    Release {
-        caller: Caller,
-        session_id: String,
-    },
-    Transfer {
-        caller: Caller,
-        session_id: String,
-        to_id: String,
-    },
-    SetPresence {
-        caller: Caller,
-        online: bool,
-    },
-    PutAgent {
-        caller: Caller,
-        change: AgentChange,
-    },
-    /// Agents may have become available.
-    AssignQueued,
-}
-
-/// What a piece of work is answered.
-#[derive(Debug)]
-pub enum Reply {
-    Sent(Vec<Result<Sent, Fault>>),
-    Session(SessionReply),
-    Done,
-}
 
 struct Job {
     command: Command,
@@ -303,7 +254,7 @@ impl WriterTask {
                 self.connection.insert(new)
             }
         };
-        let written = deadline(limits::COMMIT_MS, write(connection, &live, commands)).await;
+        let written = deadline(limits::COMMIT_MS, batch::write(connection, &live.cards, commands)).await;
         let (ledger, replies) = match written {
             Ok(written) => written,
             Err(error) => {
@@ -356,96 +307,4 @@ async fn ask(live: &Live, unanswered: &Unanswered, proof: Proof) -> Result<Outco
         return Ok(Outcome::Unknown);
     }
     appends::outcome(&mut connection, &unanswered.transaction_id, proof).await
-}
-
-/// Does everything but the commit.
-async fn write(
-    connection: &mut PgConnection,
-    live: &Live,
-    commands: &[&Command],
-) -> Result<(Ledger, Vec<Result<Reply, Fault>>), sqlx::Error> {
-    let sends: Vec<&Send> = commands
-        .iter()
-        .filter_map(|command| if let Command::Send(send) = command { Some(send) } else { None })
-        .collect();
-    let only_sends = sends.len() == commands.len();
-    let ids = send_message::session_ids(sends.iter().copied());
-
-    appends::begin(connection).await?;
-    let mut rare = Vec::new();
-    let (mut ledger, mut found) = sessions::for_append(connection, if only_sends { &ids } else { &[] }).await?;
-    if !only_sends {
-        rare = apply_rare(connection, &mut ledger, commands).await?;
-        // Anew: the rare operations may have changed these very sessions.
-        found = if ids.is_empty() { HashMap::new() } else { sessions::for_append(connection, &ids).await?.1 };
-    }
-    // Keys that this very transaction gave may be given to something else if it is not committed:
-    // what it shows of them must not be remembered.
-    let fresh = Cards::default();
-    let cards = if only_sends { &live.cards } else { &fresh };
-    let mut sent = if sends.is_empty() {
-        Vec::new()
-    } else {
-        send_message::apply(connection, cards, &mut ledger, found, &sends).await?
-    }
-    .into_iter();
-    ledger.write(connection).await?;
-
-    let mut rare = rare.into_iter();
-    let replies = commands
-        .iter()
-        .map(|command| match command {
-            Command::Send(_) => {
-                sent.next().map(Reply::Sent).ok_or_else(|| Fault::internal("a send without an outcome"))
-            }
-            _ => rare.next().unwrap_or_else(|| Err(Fault::internal("an operation without an outcome"))),
-        })
-        .collect();
-    Ok((ledger, replies))
-}
-
-/// Everything but messages, one by one, and then the assignments that have become possible.
-async fn apply_rare(
-    connection: &mut PgConnection,
-    ledger: &mut Ledger,
-    commands: &[&Command],
-) -> Result<Vec<Result<Reply, Fault>>, sqlx::Error> {
-    let mut replies = Vec::new();
-    for command in commands {
-        let applied = match command {
-            Command::Send(_) => continue,
-            Command::Open { caller, open } => {
-                open_session::apply(connection, ledger, caller, open).await.map(Reply::Session)
-            }
-            Command::Close { caller, session_id } => {
-                close_session::apply(connection, ledger, caller, session_id).await.map(Reply::Session)
-            }
-            Command::Release { caller, session_id } => {
-                release_session::apply(connection, ledger, caller, session_id).await.map(Reply::Session)
-            }
-            Command::Transfer { caller, session_id, to_id } => {
-                transfer_session::apply(connection, ledger, caller, session_id, to_id).await.map(Reply::Session)
-            }
-            Command::SetPresence { caller, online } => {
-                set_presence::apply(connection, caller, *online).await.map(|()| Reply::Done)
-            }
-            Command::PutAgent { caller, change } => {
-                put_agent::apply(connection, caller, change).await.map(|()| Reply::Done)
-            }
-            Command::AssignQueued => Ok(Reply::Done),
-        };
-        replies.push(match applied {
-            Ok(reply) => Ok(reply),
-            Err(Failure::Refused(fault)) => Err(fault),
-            Err(Failure::Database(error)) => return Err(error),
-        });
-    }
-    if sessions::any_queued(connection).await? {
-        match assign_queued::apply(connection, ledger).await {
-            Ok(_) => {}
-            Err(Failure::Database(error)) => return Err(error),
-            Err(Failure::Refused(fault)) => return Err(sqlx::Error::Configuration(fault.to_string().into())),
-        }
-    }
-    Ok(replies)
 }
