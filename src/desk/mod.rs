@@ -13,7 +13,12 @@ pub mod send_message;
 pub mod set_presence;
 pub mod transfer_session;
 
-use crate::domain::fault::Fault;
+use sqlx::PgConnection;
+
+use crate::{
+    domain::{fault::Fault, session::Status},
+    store::sessions::{self, Found},
+};
 
 /// Why an operation did not happen.
 #[derive(Debug)]
@@ -40,7 +45,13 @@ impl From<sqlx::Error> for Failure {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionReply {
     pub session_id: String,
-    pub status: crate::domain::session::Status,
+    pub status: Status,
     pub to_id: Option<String>,
     pub version: i64,
+}
+
+/// The session that an operation is about, or 40401.
+async fn find_session(connection: &mut PgConnection, session_id: &str) -> Result<Found, Failure> {
+    let found = sessions::find(connection, session_id).await?;
+    Ok(found.ok_or_else(|| Fault::NoSuchSession(session_id.to_owned()))?)
 }

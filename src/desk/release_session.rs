@@ -2,11 +2,10 @@
 
 use sqlx::PgConnection;
 
-use super::{Failure, SessionReply};
+use super::{Failure, SessionReply, find_session};
 use crate::{
     domain::{
         caller::Caller,
-        fault::Fault,
         session::{Happening, LastOp, Session, Status},
     },
     store::{agents, appends::Ledger, sessions},
@@ -18,10 +17,7 @@ pub async fn apply(
     caller: &Caller,
     session_id: &str,
 ) -> Result<SessionReply, Failure> {
-    let session = sessions::find(connection, session_id)
-        .await?
-        .ok_or_else(|| Fault::NoSuchSession(session_id.to_owned()))?
-        .session;
+    let session = find_session(connection, session_id).await?.session;
     let reply =
         |version| SessionReply { session_id: session_id.to_owned(), status: Status::Queued, to_id: None, version };
     if is_repetition(&session, caller) {

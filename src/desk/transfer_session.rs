@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use super::{Failure, SessionReply};
+use super::{Failure, SessionReply, find_session};
 use crate::{
     domain::{
         caller::Caller,
@@ -19,8 +19,7 @@ pub async fn apply(
     session_id: &str,
     to_id: &str,
 ) -> Result<SessionReply, Failure> {
-    let found =
-        sessions::find(connection, session_id).await?.ok_or_else(|| Fault::NoSuchSession(session_id.to_owned()))?;
+    let found = find_session(connection, session_id).await?;
     let session = found.session;
     let target = agents::find(connection, to_id).await?;
     let reply = |version| SessionReply {
