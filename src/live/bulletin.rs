@@ -14,6 +14,8 @@ pub struct Notice {
     pub revocations: u64,
     /// The store's history, as this process knows it (`Feed-Epoch`).
     pub epoch: Arc<str>,
+    /// Counts how often the store was found to hold another history, whether or not its name changed.
+    pub histories: u64,
 }
 
 /// The board on which it hangs.
@@ -54,14 +56,15 @@ impl Bulletin {
         self.board.send_modify(|notice| notice.revocations += 1);
     }
 
-    /// True when the epoch was another one.
-    pub fn set_epoch(&self, epoch: &str) -> bool {
-        self.board.send_if_modified(|notice| {
-            let changed = *notice.epoch != *epoch;
-            if changed {
-                notice.epoch = Arc::from(epoch);
-            }
-            changed
-        })
+    pub fn histories(&self) -> u64 {
+        self.board.borrow().histories
+    }
+
+    /// The store holds another history now.
+    pub fn change_history(&self, epoch: &str) {
+        self.board.send_modify(|notice| {
+            notice.histories += 1;
+            notice.epoch = Arc::from(epoch);
+        });
     }
 }

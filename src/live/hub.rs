@@ -42,14 +42,6 @@ impl Hub {
         }
     }
 
-    /// Wakes everybody.
-    pub fn wake_all(&self) {
-        let woken: Vec<Arc<Notify>> = self.feeds().values().map(|waiters| Arc::clone(&waiters.notify)).collect();
-        for notify in woken {
-            notify.notify_waiters();
-        }
-    }
-
     /// How many feeds are watched.
     pub fn watched_feeds(&self) -> usize {
         self.feeds().len()

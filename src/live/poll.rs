@@ -153,7 +153,7 @@ impl Polls {
             let watch = self.live.hub.watch(wanted.feed);
             let mut woken = pin!(watch.woken());
             woken.as_mut().enable();
-            let epoch = wait.epoch();
+            let (histories, epoch) = (wait.histories(), wait.epoch());
             let found = match self.live.tail.look(wanted.feed, seen, wanted.types, wanted.limit) {
                 Look::Found(slice) if slice.more || slice.head >= owed && !wait.is_over() => Some(from_slice(slice)),
                 Look::TooNew if confirmed && !wait.is_over() => None,
@@ -170,7 +170,7 @@ impl Polls {
             if let Waited::Over = wait.until_woken(woken).await? {
                 return Ok(Reply { answer: nothing(seen), epoch });
             }
-            if wait.history_changed(&epoch) {
+            if wait.histories() != histories {
                 self.check_epoch(wait.given_epoch).await?;
                 confirmed = false;
             }
@@ -217,7 +217,7 @@ impl Polls {
             let watch = self.live.hub.watch(wanted.feed);
             let mut woken = pin!(watch.woken());
             woken.as_mut().enable();
-            let epoch = wait.epoch();
+            let (histories, epoch) = (wait.histories(), wait.epoch());
             // All before `seen` was acknowledged when we looked, so what is not lies after it.
             let look = seen.map(|seen| self.live.tail.look(wanted.feed, seen, wanted.types, wanted.limit));
             let (found, versions) = match look {
@@ -244,7 +244,7 @@ impl Polls {
                 self.given.insert(token_id, versions);
                 return Ok(Reply { answer: found, epoch });
             }
-            if wait.history_changed(&epoch) {
+            if wait.histories() != histories {
                 self.check_epoch(wait.given_epoch).await?;
                 seen = None;
             }
@@ -340,8 +340,8 @@ impl<'a> Wait<'a> {
         self.live.bulletin.epoch()
     }
 
-    fn history_changed(&self, epoch: &Arc<str>) -> bool {
-        *self.live.bulletin.epoch() != **epoch
+    fn histories(&self) -> u64 {
+        self.live.bulletin.histories()
     }
 
     /// Waits for news of the feed, the end of the poll's patience, or a notice.

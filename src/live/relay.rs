@@ -200,15 +200,15 @@ impl Relay {
         // head in its answer means that the database has lost something.
         let tail_head = live.tail.head();
         let state = deadline(limits::RELAY_LOOK_MS, events::store_state(connection)).await?;
-        let history_changed = live.bulletin.set_epoch(&state.epoch);
-        if history_changed || state.head < tail_head {
+        if *live.bulletin.epoch() != *state.epoch || state.head < tail_head {
             if tail_head > 0 {
                 tracing::warn!(head = state.head, known = tail_head, epoch = %state.epoch, "the database holds another history than before; readers are told");
             }
             live.cards.clear();
             live.committed_head.store(0, Ordering::Release);
             live.tail.reset((state.head - limits::TAIL_PRELOAD_EVENTS).max(state.oldest - 1));
-            live.hub.wake_all();
+            // After the reset: who reads the new name must not find the old tail.
+            live.bulletin.change_history(&state.epoch);
         }
         live.tokens.catch_up(connection, state.revocations).await?;
         while live.tail.head() < state.head {
