@@ -20,24 +20,38 @@ pub enum Mode {
     Pass,
     /// Connections are accepted and stay open, but nothing gets through in either direction.
     Blackhole,
+    /// As `Blackhole`, for the connections that LISTEN only.
+    BlackholeListeners,
     /// New connections are closed at once, old ones as well.
     Refuse,
 }
 
 /// What becomes of the next COMMIT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CutCommit {
-    /// It reaches the server, its answer does not come back.
-    AfterSending,
-    /// It never reaches the server.
-    BeforeSending,
+pub enum Commit {
+    /// It reaches the server; the connection is cut before the answer comes back.
+    AnswerIsCut,
+    /// It never reaches the server; the connection is cut.
+    IsCut,
+    /// It never reaches the server; the connection stays.
+    IsSwallowed,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Weather {
+    mode: Mode,
+    /// Connections of an earlier one are cut.
+    generation: u32,
 }
 
 #[derive(Debug)]
 struct Shared {
-    mode: watch::Sender<Mode>,
-    cut: Mutex<Option<CutCommit>>,
-    cuts: watch::Sender<u32>,
+    weather: watch::Sender<Weather>,
+    commit: Mutex<Option<Commit>>,
+    /// Commits that something became of.
+    commits: watch::Sender<u32>,
+    /// Connections that came to LISTEN.
+    listeners: watch::Sender<u32>,
 }
 
 /// A proxy; it ends when this is dropped.
@@ -52,7 +66,7 @@ pub struct DbProxy {
 impl Drop for DbProxy {
     fn drop(&mut self) {
         self.task.abort();
-        self.shared.mode.send_replace(Mode::Refuse);
+        self.set(Mode::Refuse);
     }
 }
 
@@ -67,35 +81,49 @@ impl DbProxy {
         proxied.set_host(Some("127.0.0.1")).expect("a host");
         proxied.set_port(Some(port)).expect("a port");
         let shared = Arc::new(Shared {
-            mode: watch::Sender::new(Mode::Pass),
-            cut: Mutex::default(),
-            cuts: watch::Sender::new(0),
+            weather: watch::Sender::new(Weather { mode: Mode::Pass, generation: 0 }),
+            commit: Mutex::default(),
+            commits: watch::Sender::new(0),
+            listeners: watch::Sender::new(0),
         });
         let task = tokio::spawn(accept(listener, options, Arc::clone(&shared)));
         Self { url: proxied.to_string(), shared, task }
     }
 
     pub fn set(&self, mode: Mode) {
-        self.shared.mode.send_replace(mode);
+        self.shared.weather.send_modify(|weather| weather.mode = mode);
     }
 
     /// Cuts off all connections there are; new ones pass.
     pub fn cut(&self) {
-        self.set(Mode::Refuse);
-        self.set(Mode::Pass);
+        self.shared.weather.send_modify(|weather| weather.generation += 1);
     }
 
-    /// Cuts the connection that sends the next COMMIT of a simple query.
-    pub fn cut_next_commit(&self, how: CutCommit) {
-        *self.shared.cut.lock().unwrap_or_else(PoisonError::into_inner) = Some(how);
+    /// Decides about the next COMMIT that comes as a simple query.
+    pub fn at_next_commit(&self, what: Commit) {
+        *self.shared.commit.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
     }
 
-    /// Waits until as many commits as this were cut.
-    pub async fn has_cut(&self, commits: u32) {
-        let mut cuts = self.shared.cuts.subscribe();
-        let cut = timeout(Duration::from_secs(20), cuts.wait_for(|cuts| *cuts >= commits)).await;
-        cut.expect("a commit is cut in time").expect("the proxy lives");
+    /// Waits until something has become of as many commits as this.
+    pub async fn has_met_commits(&self, count: u32) {
+        reaches(&self.shared.commits, count).await;
     }
+
+    /// How many connections came to LISTEN.
+    pub fn listeners(&self) -> u32 {
+        *self.shared.listeners.borrow()
+    }
+
+    /// Waits until as many connections as this came to LISTEN.
+    pub async fn has_met_listeners(&self, count: u32) {
+        reaches(&self.shared.listeners, count).await;
+    }
+}
+
+async fn reaches(counter: &watch::Sender<u32>, count: u32) {
+    let mut counter = counter.subscribe();
+    let reached = timeout(Duration::from_secs(40), counter.wait_for(|counted| *counted >= count)).await;
+    reached.expect("it happens in time").expect("the proxy lives");
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -105,8 +133,8 @@ async fn accept(listener: TcpListener, options: PgConnectOptions, shared: Arc<Sh
     while let Ok((client, _)) = listener.accept().await {
         let (options, shared) = (options.clone(), Arc::clone(&shared));
         tokio::spawn(async move {
-            let mode = shared.mode.subscribe();
-            if *mode.borrow() == Mode::Refuse {
+            let weather = shared.weather.subscribe();
+            if weather.borrow().mode == Mode::Refuse {
                 return;
             }
             let server: Box<dyn Stream> = match options.get_socket() {
@@ -122,42 +150,63 @@ async fn accept(listener: TcpListener, options: PgConnectOptions, shared: Arc<Sh
                     Err(_) => return,
                 },
             };
-            relay(client, server, mode, &shared).await;
+            relay(client, server, weather, &shared).await;
         });
     }
 }
 
-async fn relay(mut client: TcpStream, mut server: Box<dyn Stream>, mut mode: watch::Receiver<Mode>, shared: &Shared) {
-    // Marks what has been, so that `cut` is noticed although it sets the mode back at once.
-    mode.mark_unchanged();
+async fn relay(
+    mut client: TcpStream,
+    mut server: Box<dyn Stream>,
+    mut weather: watch::Receiver<Weather>,
+    shared: &Shared,
+) {
+    let generation = weather.borrow_and_update().generation;
     let (mut from_client, mut from_server) = ([0_u8; 16 * 1024], [0_u8; 16 * 1024]);
+    // The first thing that a client says is its name.
+    let Ok(first @ 1..) = client.read(&mut from_client).await else { return };
+    let listens = has(&from_client[..first], b"deskfeed/listens");
+    if listens {
+        shared.listeners.send_modify(|count| *count += 1);
+    }
+    let is_dark = |mode| mode == Mode::Blackhole || mode == Mode::BlackholeListeners && listens;
+    let mut dark = is_dark(weather.borrow().mode);
+    if !dark && server.write_all(&from_client[..first]).await.is_err() {
+        return;
+    }
     loop {
-        let passes = *mode.borrow() == Mode::Pass;
         tokio::select! {
-            changed = mode.changed() => match changed.map(|()| *mode.borrow_and_update()) {
-                Ok(Mode::Blackhole) => {}
-                // Whatever was in between, a connection that has stood in the dark is dead.
-                _ => return,
-            },
-            read = client.read(&mut from_client), if passes => {
-                let Some(bytes) = read.ok().filter(|count| *count > 0).map(|count| &from_client[..count]) else { return };
-                let cut = if is_commit(bytes) { shared.cut.lock().unwrap_or_else(PoisonError::into_inner).take() } else { None };
-                if cut != Some(CutCommit::BeforeSending) && server.write_all(bytes).await.is_err() {
+            changed = weather.changed() => {
+                let now = *weather.borrow_and_update();
+                // What has stood in the dark never comes back to life.
+                if changed.is_err() || now.mode == Mode::Refuse || now.generation != generation || dark && !is_dark(now.mode) {
                     return;
                 }
-                if let Some(how) = cut {
-                    if how == CutCommit::AfterSending {
-                        // The answer is proof that it was done; it is thrown away.
-                        let answered = timeout(Duration::from_secs(10), server.read(&mut from_server)).await;
-                        assert!(answered.is_ok_and(|read| read.is_ok_and(|count| count > 0)), "the server answers a commit");
-                    }
-                    shared.cuts.send_modify(|cuts| *cuts += 1);
+                dark = is_dark(now.mode);
+            }
+            read = client.read(&mut from_client), if !dark => {
+                let Ok(count @ 1..) = read else { return };
+                let bytes = &from_client[..count];
+                // A simple query: `Q`, its length, `commit`, 0.
+                let what = if has(bytes, b"Q\0\0\0\x0bcommit\0") { shared.commit.lock().unwrap_or_else(PoisonError::into_inner).take() } else { None };
+                if matches!(what, None | Some(Commit::AnswerIsCut)) && server.write_all(bytes).await.is_err() {
+                    return;
+                }
+                if what == Some(Commit::AnswerIsCut) {
+                    // The answer is proof that it was done; it is thrown away.
+                    let answered = timeout(Duration::from_secs(10), server.read(&mut from_server)).await;
+                    assert!(matches!(answered, Ok(Ok(1..))), "the server answers a commit");
+                }
+                if what.is_some() {
+                    shared.commits.send_modify(|count| *count += 1);
+                }
+                if what.is_some_and(|what| what != Commit::IsSwallowed) {
                     return;
                 }
             }
-            read = server.read(&mut from_server), if passes => {
-                let Some(bytes) = read.ok().filter(|count| *count > 0).map(|count| &from_server[..count]) else { return };
-                if client.write_all(bytes).await.is_err() {
+            read = server.read(&mut from_server), if !dark => {
+                let Ok(count @ 1..) = read else { return };
+                if client.write_all(&from_server[..count]).await.is_err() {
                     return;
                 }
             }
@@ -165,7 +214,6 @@ async fn relay(mut client: TcpStream, mut server: Box<dyn Stream>, mut mode: wat
     }
 }
 
-/// A simple query that commits: `Q`, its length, `commit`, 0.
-fn is_commit(bytes: &[u8]) -> bool {
-    bytes.windows(12).any(|window| window == b"Q\0\0\0\x0bcommit\0")
+fn has(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
 }
