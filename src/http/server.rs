@@ -12,7 +12,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::patience::Patient;
+use super::{patience::Patient, unparsed::Explained};
 use crate::{domain::limits, lifecycle::Lifecycle};
 
 /// Opens the listening socket, with a long queue: ten thousand clients may come back at once.
@@ -60,7 +60,7 @@ async fn connection(stream: TcpStream, router: Router, lifecycle: Lifecycle) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let io = TokioIo::new(Patient::new(stream));
+    let io = TokioIo::new(Explained::new(Patient::new(stream)));
     let connection = http1::Builder::new()
         // `Patient` has the limits of time.
         .header_read_timeout(None)
