@@ -3,7 +3,10 @@
 use axum::Json;
 use utoipa::{
     Modify, OpenApi,
-    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    openapi::{
+        RefOr,
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
 };
 
 use super::{admin, agent, feed, health, message_query, message_send, session};
@@ -17,11 +20,31 @@ impl Modify for Bearer {
     }
 }
 
+/// OpenAPI 3.1 wants a description with every response; most of ours go without saying.
+struct Described;
+
+impl Modify for Described {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        for item in openapi.paths.paths.values_mut() {
+            let operations = [&mut item.get, &mut item.post];
+            for (status, response) in
+                operations.into_iter().flatten().flat_map(|operation| &mut operation.responses.responses)
+            {
+                if let RefOr::T(response) = response
+                    && response.description.is_empty()
+                {
+                    response.description = if status == "200" { "Done" } else { "A problem (RFC 9457)" }.to_owned();
+                }
+            }
+        }
+    }
+}
+
 /// The description of the interface.
 #[derive(OpenApi)]
 #[openapi(
     info(title = "deskfeed", description = "A persistent event store for customer-service desks."),
-    modifiers(&Bearer),
+    modifiers(&Bearer, &Described),
     security(("bearer" = [])),
     paths(
         message_query::query,
