@@ -4,12 +4,16 @@
 mod acks;
 mod around;
 mod errors;
+mod faults;
+mod fuzz;
+mod openapi;
 mod paging;
 mod plans;
 mod presence;
 mod promise;
 mod query;
 mod schema;
+mod seed_flows;
 mod send;
 mod session;
 mod support;
