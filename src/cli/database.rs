@@ -115,6 +115,17 @@ pub async fn connect(db: &Db) -> anyhow::Result<PgConnection> {
     }
 }
 
+/// Applies the migrations that are missing. A schema that is newer or different is left alone.
+///
+/// # Errors
+/// [`WrongSchema`], or when a migration fails.
+pub async fn migrate(connection: &mut PgConnection) -> anyhow::Result<()> {
+    if let SchemaState::Behind { .. } = schema::state(connection).await? {
+        schema::migrate(connection).await?;
+    }
+    check_schema(connection).await
+}
+
 /// Whether the schema is the one that this program needs.
 ///
 /// # Errors

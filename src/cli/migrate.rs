@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     EXIT_SCHEMA,
-    database::{Database, connect},
+    database::{Database, connect, migrate},
 };
 use crate::{
     config::DatabaseArgs,
@@ -61,8 +61,7 @@ async fn run_on(args: &MigrateArgs, url: &str) -> anyhow::Result<ExitCode> {
         print!("{}", schema::print_pending(&mut connection).await?);
         return Ok(ExitCode::SUCCESS);
     }
-    schema::migrate(&mut connection).await?;
-    super::database::check_schema(&mut connection).await?;
+    migrate(&mut connection).await?;
     println!("The schema is current.");
     Ok(ExitCode::SUCCESS)
 }

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    database::{Database, check_schema, connect},
+    database::{Database, check_schema, connect, migrate},
     token,
 };
 use crate::{
@@ -35,7 +35,7 @@ use crate::{
         tokens::Tokens,
         writer::Writer,
     },
-    store::{pool::Db, schema, tokens},
+    store::{pool::Db, tokens},
     telemetry,
 };
 
@@ -72,7 +72,7 @@ async fn serve(
         .context("DATABASE_URL cannot be read; it looks like postgres://user:password@host:5432/database")?;
     let mut connection = connect(&db).await?;
     if database.is_private || args.migrate {
-        schema::migrate(&mut connection).await?;
+        migrate(&mut connection).await?;
     }
     check_schema(&mut connection).await?;
     check_settings(&mut connection, args.allow_unsafe).await?;
