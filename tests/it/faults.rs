@@ -155,7 +155,8 @@ async fn rubbish_on_the_channel_changes_nothing() {
     let (ann, web) = ann_and_web(&desk).await;
     let mut sql = desk.sql().await;
     let long = "x".repeat(7000);
-    for payload in ["", "rubbish", "-1", "0", "9223372036854775807", "99999999999999999999", "ping", "\u{1F600}", &long] {
+    for payload in ["", "rubbish", "-1", "0", "9223372036854775807", "99999999999999999999", "ping", "\u{1F600}", &long]
+    {
         let poll = park(&ann, ann.query("a=0&wait=0&limit=1000").await.next());
         sqlx::query("select pg_notify('deskfeed', $1)").bind(payload).execute(&mut sql).await.expect("it is told");
         let sent = web.send("s1", "text").await.ok();
@@ -266,7 +267,8 @@ async fn a_replica_that_stops_inside_a_batch_holds_up_the_others_for_seconds_onl
     hung.signal(nix::sys::signal::Signal::SIGSTOP);
     // Now its backend has all it wants, and waits for a process that does not go on.
     keeper.close().await.expect("it closes");
-    let kept = within(Duration::from_secs(10), web.post("/message/send", json!({"SessionId": "s2", "Content": "text"}))).await;
+    let kept =
+        within(Duration::from_secs(10), web.post("/message/send", json!({"SessionId": "s2", "Content": "text"}))).await;
     kept.ok();
     assert_eq!(web.send("s1", "still open").await.status, 200);
     hung.signal(nix::sys::signal::Signal::SIGCONT);

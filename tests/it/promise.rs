@@ -54,7 +54,8 @@ async fn the_promise_holds_whatever_happens() {
     write_healed(&world, &mut random).await;
     let mut sql = plant.sql().await;
     world.set_end(settled_head(&world, &mut random, &mut sql).await);
-    let ended = async { while readers.join_next().await.is_some_and(|ended| ended.map(|()| true).expect("no panic")) {} };
+    let ended =
+        async { while readers.join_next().await.is_some_and(|ended| ended.map(|()| true).expect("no panic")) {} };
     // Those who are left behind are named by the checker.
     drop(timeout(HEALING, ended).await);
     read_all(&world, &mut random).await;
@@ -104,7 +105,7 @@ fn start_actors(
         text
     };
     for gateway in GATEWAYS {
-        for count in 0..2 {
+        for count in 0..3 {
             let process = format!("gateway {gateway} {count}");
             writers.spawn(workload::write(Arc::clone(world), process, gateway, random.split()));
         }

@@ -143,9 +143,10 @@ fn check_sends(ops: &[Op], end: &Final, index: &Index<'_>, verdict: &mut Verdict
                 == (&send.session, &send.content, &send.author, send.version)
         });
         let is_told = send.version == 0
-            || index.log.get(&send.version).is_some_and(|logged| {
-                logged.r#type == "Message" && logged.message.as_ref() == Some(&send.id)
-            });
+            || index
+                .log
+                .get(&send.version)
+                .is_some_and(|logged| logged.r#type == "Message" && logged.message.as_ref() == Some(&send.id));
         if !is_kept || !is_told {
             verdict.add("I1", format!("{} was answered version {}, but is lost or changed", send.id, send.version));
         }
@@ -184,7 +185,9 @@ fn check_real_time(ops: &[Op], verdict: &mut Verdict) {
                 (Some(("close", session.session.as_str())), session.version)
             }
             Kind::Session(session) => (None, session.version),
-            Kind::Read(read) => (None, if matches!(read.cursor, super::history::Cursor::Before(_)) { 0 } else { read.next }),
+            Kind::Read(read) => {
+                (None, if matches!(read.cursor, super::history::Cursor::Before(_)) { 0 } else { read.next })
+            }
         };
         if op.outcome == Outcome::Ok {
             known.push((op.returned, version));
@@ -256,7 +259,8 @@ fn check_session_operations(ops: &[Op], index: &Index<'_>, verdict: &mut Verdict
             let first = closed.entry(&change.session).or_insert((op.returned, change.version));
             first.0 = first.0.min(op.returned);
             if first.1 != change.version {
-                let text = format!("session {} was closed by version {} and by {}", change.session, first.1, change.version);
+                let text =
+                    format!("session {} was closed by version {} and by {}", change.session, first.1, change.version);
                 verdict.add("I9", text);
             }
         }

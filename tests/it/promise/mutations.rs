@@ -107,7 +107,19 @@ impl Case {
     fn read(&mut self, process: &str, feed: &str, cursor: Cursor, versions: &[i64], next: i64) {
         let events = versions.iter().map(|version| self.seen(*version)).collect();
         let (feed, epoch) = (feed.to_owned(), "e".to_owned());
-        let read = Read { feed, cursor, types: vec![], limit: 100, waited: false, acks: vec![], ack_ids: vec![], events, next, more: false, epoch };
+        let read = Read {
+            feed,
+            cursor,
+            types: vec![],
+            limit: 100,
+            waited: false,
+            acks: vec![],
+            ack_ids: vec![],
+            events,
+            next,
+            more: false,
+            epoch,
+        };
         self.add(process, Kind::Read(read));
     }
 
@@ -263,7 +275,8 @@ fn i9_two_ends_two_owners_or_something_after_the_end() {
     breaks("I9", |case| case.end.log[5].feed = "bob".to_owned());
     breaks("I9", |case| {
         case.send("gateway", "m4", "web", 0);
-        let kept = Kept { id: "m4".to_owned(), content: "text of m4".to_owned(), version: 0, ..case.end.kept[0].clone() };
+        let kept =
+            Kept { id: "m4".to_owned(), content: "text of m4".to_owned(), version: 0, ..case.end.kept[0].clone() };
         case.end.kept.push(kept);
     });
     breaks("I9", |case| {

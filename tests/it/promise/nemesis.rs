@@ -119,7 +119,9 @@ pub async fn rage(plant: &mut Plant, mut random: Random, length: Duration) -> BT
             turn = FAULTS.to_vec();
         }
         let fault = turn.swap_remove(random.below(turn.len()));
+        let began = Instant::now();
         timeout(Duration::from_secs(90), strike(plant, fault, &mut random)).await.unwrap_or_else(|_| panic!("{fault}"));
+        println!("{fault}: {} ms", began.elapsed().as_millis());
         *done.entry(fault).or_insert(0) += 1;
         pause(&mut random, 50..700).await;
     }

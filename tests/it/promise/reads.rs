@@ -162,8 +162,8 @@ pub fn check_contents(ops: &[Op], index: &Index<'_>, verdict: &mut Verdict) {
             let kept = message["Id"].as_str().and_then(|id| index.kept.get(id));
             kept.is_none_or(|kept| message["Content"] != kept.content.as_str() || kept.session != logged.session)
         });
-        let ids_differ = logged.message.as_deref() != messages.first().and_then(|m| m["Id"].as_str())
-            && logged.r#type == "Message";
+        let ids_differ =
+            logged.message.as_deref() != messages.first().and_then(|m| m["Id"].as_str()) && logged.r#type == "Message";
         if event["e"] != logged.r#type
             || event["Data"]["SessionId"] != logged.session.as_str()
             || ids_differ
@@ -177,10 +177,8 @@ pub fn check_contents(ops: &[Op], index: &Index<'_>, verdict: &mut Verdict) {
 
 /// An AddSession of an agent brings consecutive messages, at most 20.
 fn brings_the_last(logged: &Logged, messages: &[Value], index: &Index<'_>) -> bool {
-    let numbers: Vec<i32> = messages
-        .iter()
-        .filter_map(|message| index.kept.get(message["Id"].as_str()?).map(|kept| kept.seq))
-        .collect();
+    let numbers: Vec<i32> =
+        messages.iter().filter_map(|message| index.kept.get(message["Id"].as_str()?).map(|kept| kept.seq)).collect();
     logged.r#type != "AddSession"
         || numbers.windows(2).all(|pair| pair[0] + 1 == pair[1])
             && numbers.len() <= 20
@@ -227,12 +225,13 @@ pub fn check_acks(ops: &[Op], index: &Index<'_>, verdict: &mut Verdict) {
                 verdict.add("I10", format!("{version} came back to {} although acknowledged", op.process));
             }
         }
-        let missing = wanted(read, index).map(|logged| logged.version).take_while(|version| *version <= read.next).find(
-            |version| {
+        let missing = wanted(read, index)
+            .map(|logged| logged.version)
+            .take_while(|version| *version <= read.next)
+            .find(|version| {
                 let maybe = acked.get(&(&read.feed, *version)).is_some_and(|acked| acked.tried <= op.returned);
                 !maybe && given.binary_search(version).is_err()
-            },
-        );
+            });
         if let Some(missing) = missing {
             let name = missing_name("I10", missing, op, index);
             verdict.add(name, format!("{missing} was kept from {} although not acknowledged", op.process));

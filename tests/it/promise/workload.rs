@@ -23,8 +23,9 @@ pub async fn write(world: Arc<World>, process: String, author: &'static str, mut
     let is_gateway = GATEWAYS.contains(&author);
     let mut earlier: Vec<Send> = Vec::new();
     while world.is_writing() {
-        pause(&mut random, 5..60).await;
-        let fits = |card: &Card| if is_gateway { card.gateway == author } else { card.owner.as_deref() == Some(author) };
+        pause(&mut random, 2..30).await;
+        let fits =
+            |card: &Card| if is_gateway { card.gateway == author } else { card.owner.as_deref() == Some(author) };
         let Some(card) = world.some_session(&mut random, fits) else { continue };
         let count = if random.one_in(5) { 2 + random.below(12) } else { 1 };
         let mut messages = Vec::new();
@@ -104,14 +105,21 @@ async fn open(world: &World, process: &str, random: &mut Random, name: &str) {
 }
 
 /// Follows a feed from its beginning, at any replica, until the end of the run.
-pub async fn follow(world: Arc<World>, process: String, feed: &'static str, types: Vec<&'static str>, mut random: Random) {
+pub async fn follow(
+    world: Arc<World>,
+    process: String,
+    feed: &'static str,
+    types: Vec<&'static str>,
+    mut random: Random,
+) {
     let (mut after, mut epoch) = (0, String::new());
     while after < world.end() {
         if random.one_in(60) {
             query(&world, &mut random, "stranger", feed, Cursor::After(NOWHERE), &Page::default()).await;
         }
         let wait = random.below(4);
-        let page = Page { types: types.clone(), limit: 2 + random.below(60), wait, epoch: epoch.clone(), ..Page::default() };
+        let page =
+            Page { types: types.clone(), limit: 2 + random.below(60), wait, epoch: epoch.clone(), ..Page::default() };
         let Some(read) = query(&world, &mut random, &process, feed, Cursor::After(after), &page).await else {
             pause(&mut random, 20..100).await;
             continue;
