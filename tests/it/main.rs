@@ -10,6 +10,7 @@ mod openapi;
 mod paging;
 mod plans;
 mod presence;
+mod process;
 mod promise;
 mod query;
 mod schema;

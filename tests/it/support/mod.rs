@@ -1,8 +1,10 @@
 //! What tests share.
 
 pub mod client;
+pub mod db_proxy;
 pub mod desk;
 pub mod postgres;
+pub mod process;
 pub mod random;
 
 pub use client::Client;
