@@ -28,6 +28,10 @@ impl<S> Explained<S> {
 /// The answer in place of `bytes`, if they are hyper's own refusal: no handler of ours gives a 4xx
 /// without a body.
 fn explained(bytes: &[u8]) -> Option<Vec<u8>> {
+    // Looked at first, for it costs nothing: nearly every write is something else.
+    if !bytes.starts_with(b"HTTP/1.1 4") {
+        return None;
+    }
     let text = std::str::from_utf8(bytes).ok()?;
     let status = text.strip_prefix("HTTP/1.1 4").and_then(|rest| rest.get(..2))?;
     if !(text.contains("\r\ncontent-length: 0\r\n") && text.ends_with("\r\n\r\n")) {
