@@ -119,8 +119,14 @@ impl Live {
     }
 }
 
-/// What this process's writer committed: the events as readers are shown them, if it knows.
-pub type Committed = Option<Vec<Event>>;
+/// What this process's writer committed.
+pub struct Committed {
+    /// What [`Bulletin::histories`] counted before: what was committed in an earlier history may be
+    /// no part of the present one.
+    pub histories: u64,
+    /// The events as readers are shown them, if it knows.
+    pub events: Option<Vec<Event>>,
+}
 
 /// The relay of a process.
 pub struct Relay {
@@ -139,7 +145,7 @@ impl Relay {
         loop {
             let taken = tokio::select! {
                 () = stop.cancelled() => return,
-                Some(committed) = self.committed.recv() => committed.is_some_and(|events| self.take(&events)),
+                Some(committed) = self.committed.recv() => self.take(&committed),
                 () = self.live.look.notified() => false,
                 _ = sweep.tick() => false,
             };
@@ -167,7 +173,11 @@ impl Relay {
     }
 
     /// Takes events that our own writer committed. False when a look at the table is needed.
-    fn take(&self, events: &[Event]) -> bool {
+    fn take(&self, committed: &Committed) -> bool {
+        let Some(events) = &committed.events else { return false };
+        if committed.histories != self.live.bulletin.histories() {
+            return false;
+        }
         let seen_already = events.last().is_some_and(|event| event.version <= self.live.tail.head());
         seen_already || self.live.encode(events).is_ok_and(|encoded| self.add(encoded))
     }

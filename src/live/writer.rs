@@ -247,6 +247,7 @@ impl WriterTask {
 
     async fn try_commit(&mut self, commands: &[&Command]) -> Result<Done, BatchError> {
         let live = Arc::clone(&self.live);
+        let histories = live.bulletin.histories();
         let connection = match self.connection.as_mut() {
             Some(connection) => connection,
             None => {
@@ -266,7 +267,7 @@ impl WriterTask {
             }
         };
         let appended = ledger.versions();
-        let committed = appended.map(|_| ledger.shown(&live.cards));
+        let committed = appended.map(|_| Committed { histories, events: ledger.shown(&live.cards) });
         if let Some((first, last)) = appended {
             metrics::counter!("deskfeed_append_events_total").increment(u64::try_from(last - first + 1).unwrap_or(0));
         }
