@@ -262,3 +262,26 @@ async fn what_a_role_may_not_do() {
     assert_eq!(codes_of(&desk.admin, &sending).await, [40300; 2]);
     assert_eq!(desk.admin.post("/agent/presence", json!({"Status": "away"})).await.code(), 40300);
 }
+
+/// Refused before the body is looked at, and told so all the same.
+#[tokio::test]
+async fn a_client_that_is_still_sending_gets_to_read_why_not() {
+    let desk = TestDesk::start().await;
+    let web = desk.gateway("web").await;
+    for _ in 0..5 {
+        for size in [300 * 1024, 3 * 1024 * 1024, 12 * 1024 * 1024] {
+            for (client, method, path, content_type, code) in [
+                (&web, Method::POST, "/nosuch", "application/json", 40400),
+                (&web, Method::PUT, "/message/send", "application/json", 40500),
+                (&web, Method::POST, "/message/send", "text/plain", 41500),
+                (&web, Method::POST, "/session/close", "text/plain", 41500),
+                (&desk.admin, Method::POST, "/message/send", "application/json", 40300),
+                (&Client::new(&desk.base(0), "nobody"), Method::POST, "/message/send", "application/json", 40100),
+            ] {
+                let request = client.request(method, path).header("content-type", content_type).body(vec![b' '; size]);
+                let answer = finish(request).await.unwrap_or_else(|error| panic!("{path} {size}: {error:?}"));
+                assert_eq!(answer.code(), code, "{path} {size}");
+            }
+        }
+    }
+}

@@ -292,3 +292,19 @@ async fn an_answer_stops_at_4_mib() {
         assert_eq!(newest.next(), newest.versions()[0]);
     }
 }
+
+#[tokio::test]
+async fn what_was_answered_to_a_sender_is_there_for_a_reader() {
+    let desk = TestDesk::with(2, &[]).await;
+    let (ann, web) = agent_with_messages(&desk, 0).await;
+    for number in 0..60 {
+        let version = web.send("s1", &format!("text {number}")).await.ok()["Version"].as_i64().expect("a version");
+        // Here, whether or not it would wait; at another replica, when it does not wait.
+        let here = ann.query(&format!("a=0&limit=1000&wait={}", number % 2 * 20)).await;
+        assert_eq!((here.versions().last(), here.more()), (Some(&version), false));
+        for query in ["a=0&limit=1000&wait=0", "wait=0&limit=1000", "b=now"] {
+            let there = ann.at(&desk.base(1)).query(query).await;
+            assert_eq!(there.versions().last(), Some(&version), "{query}");
+        }
+    }
+}

@@ -264,3 +264,20 @@ async fn open_checks_what_it_is_given() {
     assert_eq!(desk.admin.open("a1").await.ok()["Status"], "open");
     assert_eq!(web.open("a1").await.code(), 40301);
 }
+
+#[tokio::test]
+async fn an_admin_may_take_a_session_from_the_queue() {
+    let desk = TestDesk::start().await;
+    let web = desk.gateway("web").await;
+    desk.admin.post("/admin/agent", json!({"Id": "ann", "Status": "away"})).await.ok();
+    let ann = desk.token("agent", "ann").await;
+    web.open("s1").await.ok();
+    web.send_id("s1", "m1", "text").await.ok();
+    assert_eq!(ann.transfer("s1", "ann").await.code(), 40301);
+    assert_eq!(desk.admin.session("release", "s1").await.ok()["Status"], "queued", "as it is");
+    assert_eq!(desk.admin.transfer("s1", "ann").await.code(), 40903);
+    desk.admin.post("/admin/agent", json!({"Id": "bob"})).await.ok();
+    assert_eq!(web.open("s1").await.ok()["ToId"], "bob");
+    let bob = desk.token("agent", "bob").await;
+    assert_eq!(new_events(&bob, 0).await, ["AddSession s1 customer>bob - [0:m1]"]);
+}
