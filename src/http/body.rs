@@ -135,13 +135,12 @@ async fn collect(request: Request, limit: usize) -> Result<Bytes, Fault> {
         let frame = frame.map_err(|error| Fault::malformed(format!("the body broke off: {error}")))?;
         let Ok(data) = frame.into_data() else { continue };
         seen += data.len();
-        if seen <= limit {
-            bytes.extend_from_slice(&data);
-        } else if seen > limits::DISCARDED_BODY_BYTES_MAX {
-            break;
+        if seen > limit {
+            return Err(Fault::TooLarge { what: "the body", limit });
         }
+        bytes.extend_from_slice(&data);
     }
-    if seen > limit { Err(Fault::TooLarge { what: "the body", limit }) } else { Ok(bytes.freeze()) }
+    Ok(bytes.freeze())
 }
 
 /// A body of usual size as a structure.

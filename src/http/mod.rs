@@ -7,6 +7,7 @@ pub mod auth;
 pub mod body;
 pub mod feed;
 pub mod health;
+pub mod leftover;
 pub mod message_query;
 pub mod message_send;
 pub mod openapi;

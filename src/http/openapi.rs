@@ -33,7 +33,8 @@ impl Modify for Described {
                 if let RefOr::T(response) = response
                     && response.description.is_empty()
                 {
-                    response.description = if status == "200" { "Done" } else { "A problem (RFC 9457)" }.to_owned();
+                    let text = if status == "200" { "Done" } else { "A problem (RFC 9457)" };
+                    text.clone_into(&mut response.description);
                 }
             }
         }

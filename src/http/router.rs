@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::{
-    admin, agent, auth, feed, health, message_query, message_send, openapi,
+    admin, agent, auth, feed, health, leftover, message_query, message_send, openapi,
     problem::{self, Problem},
     session,
     state::App,
@@ -52,6 +52,7 @@ pub fn router(app: App) -> Router {
         .fallback(no_such_path)
         .layer(middleware::from_fn_with_state(app.clone(), admit))
         .layer(middleware::from_fn(measure))
+        .layer(middleware::from_fn(leftover::discard))
         .layer(CatchPanicLayer::custom(problem::panic_problem))
         .with_state(app)
 }

@@ -4,6 +4,7 @@
 
 use std::{
     os::unix::process::CommandExt,
+    path::Path,
     process::{ChildStdin, Command, Stdio},
     sync::{
         OnceLock,
@@ -132,7 +133,9 @@ async fn start() -> (String, Keep) {
 
 /// A private server of its own, which ends with this process, however that ends.
 pub async fn private_server(name: &str) -> PrivatePg {
-    let folder = std::env::temp_dir().join(format!("deskfeed-{name}-{}", std::process::id()));
+    // Process ids come again; a folder of an earlier run must not be found.
+    let folder = std::env::temp_dir().join(format!("deskfeed-{name}-{}", uuid::Uuid::new_v4().simple()));
+    remove_after_this_process(&folder);
     let options = Options {
         folder,
         search_path: std::env::var_os("PATH"),
@@ -145,6 +148,23 @@ pub async fn private_server(name: &str) -> PrivatePg {
         ..Options::default()
     };
     PrivatePg::start(options).await.expect("a private PostgreSQL starts")
+}
+
+/// Nothing runs when a test process ends, so a shell waits for that, then for the server to be gone,
+/// and removes its folder.
+fn remove_after_this_process(folder: &Path) {
+    let script = "cat >/dev/null
+        for _ in $(seq 600); do [ -e \"$1/pgdata/postmaster.pid\" ] || break; sleep 0.1; done
+        rm -rf \"$1\"";
+    let mut remover = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(folder)
+        .stdin(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .expect("a shell");
+    // Its standard input ends when this process does.
+    std::mem::forget(remover.stdin.take());
 }
 
 /// Whether an engine answers. The client alone proves nothing.
