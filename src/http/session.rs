@@ -134,7 +134,7 @@ fn paged(body: impl IntoResponse, next: Option<String>, more: bool) -> Response 
     let headers = response.headers_mut();
     headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(FEED_MORE, HeaderValue::from_static(if more { "true" } else { "false" }));
-    if let Some(next) = next.and_then(|next| HeaderValue::from_str(&next).ok()) {
+    if let Some(next) = next.and_then(|next| HeaderValue::from_bytes(next.as_bytes()).ok()) {
         headers.insert(FEED_NEXT, next);
     }
     response
