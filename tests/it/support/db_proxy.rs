@@ -37,16 +37,9 @@ pub enum Commit {
     IsSwallowed,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Weather {
-    mode: Mode,
-    /// Connections of an earlier one are cut.
-    generation: u32,
-}
-
 #[derive(Debug)]
 struct Shared {
-    weather: watch::Sender<Weather>,
+    mode: watch::Sender<Mode>,
     commit: Mutex<Option<Commit>>,
     /// Commits that something became of.
     commits: watch::Sender<u32>,
@@ -81,7 +74,7 @@ impl DbProxy {
         proxied.set_host(Some("127.0.0.1")).expect("a host");
         proxied.set_port(Some(port)).expect("a port");
         let shared = Arc::new(Shared {
-            weather: watch::Sender::new(Weather { mode: Mode::Pass, generation: 0 }),
+            mode: watch::Sender::new(Mode::Pass),
             commit: Mutex::default(),
             commits: watch::Sender::new(0),
             listeners: watch::Sender::new(0),
@@ -91,12 +84,7 @@ impl DbProxy {
     }
 
     pub fn set(&self, mode: Mode) {
-        self.shared.weather.send_modify(|weather| weather.mode = mode);
-    }
-
-    /// Cuts off all connections there are; new ones pass.
-    pub fn cut(&self) {
-        self.shared.weather.send_modify(|weather| weather.generation += 1);
+        self.shared.mode.send_replace(mode);
     }
 
     /// Decides about the next COMMIT that comes as a simple query.
@@ -133,8 +121,8 @@ async fn accept(listener: TcpListener, options: PgConnectOptions, shared: Arc<Sh
     while let Ok((client, _)) = listener.accept().await {
         let (options, shared) = (options.clone(), Arc::clone(&shared));
         tokio::spawn(async move {
-            let weather = shared.weather.subscribe();
-            if weather.borrow().mode == Mode::Refuse {
+            let mode = shared.mode.subscribe();
+            if *mode.borrow() == Mode::Refuse {
                 return;
             }
             let server: Box<dyn Stream> = match options.get_socket() {
@@ -150,18 +138,12 @@ async fn accept(listener: TcpListener, options: PgConnectOptions, shared: Arc<Sh
                     Err(_) => return,
                 },
             };
-            relay(client, server, weather, &shared).await;
+            relay(client, server, mode, &shared).await;
         });
     }
 }
 
-async fn relay(
-    mut client: TcpStream,
-    mut server: Box<dyn Stream>,
-    mut weather: watch::Receiver<Weather>,
-    shared: &Shared,
-) {
-    let generation = weather.borrow_and_update().generation;
+async fn relay(mut client: TcpStream, mut server: Box<dyn Stream>, mut mode: watch::Receiver<Mode>, shared: &Shared) {
     let (mut from_client, mut from_server) = ([0_u8; 16 * 1024], [0_u8; 16 * 1024]);
     // The first thing that a client says is its name.
     let Ok(first @ 1..) = client.read(&mut from_client).await else { return };
@@ -170,19 +152,19 @@ async fn relay(
         shared.listeners.send_modify(|count| *count += 1);
     }
     let is_dark = |mode| mode == Mode::Blackhole || mode == Mode::BlackholeListeners && listens;
-    let mut dark = is_dark(weather.borrow().mode);
+    let mut dark = is_dark(*mode.borrow_and_update());
     if !dark && server.write_all(&from_client[..first]).await.is_err() {
         return;
     }
     loop {
         tokio::select! {
-            changed = weather.changed() => {
-                let now = *weather.borrow_and_update();
+            changed = mode.changed() => {
+                let now = *mode.borrow_and_update();
                 // What has stood in the dark never comes back to life.
-                if changed.is_err() || now.mode == Mode::Refuse || now.generation != generation || dark && !is_dark(now.mode) {
+                if changed.is_err() || now == Mode::Refuse || dark && !is_dark(now) {
                     return;
                 }
-                dark = is_dark(now.mode);
+                dark = is_dark(now);
             }
             read = client.read(&mut from_client), if !dark => {
                 let Ok(count @ 1..) = read else { return };
