@@ -2,7 +2,8 @@
 //!
 //! A parked poll holds no database connection. An `a` reader whose version the tail covers is
 //! answered from memory; any other first look goes to the table, which also decides whether the
-//! reader's version belongs to this history.
+//! reader's version belongs to this history. Looks at the table are boxed: a poll is parked for
+//! long after them, and their room would be parked with it.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -77,15 +78,15 @@ impl Polls {
     /// # Errors
     /// What the wire contract says of `/message/query`.
     pub async fn query(&self, grant: &Arc<Grant>, query: Query) -> Result<Reply, Fault> {
-        let feed = self.feed(&grant.caller, query.feed.as_ref()).await?;
-        self.check_epoch(query.epoch.as_deref()).await?;
+        let feed = Box::pin(self.feed(&grant.caller, query.feed.as_ref())).await?;
+        Box::pin(self.check_epoch(query.epoch.as_deref())).await?;
         // An admin has no feed, so nothing of an admin's can be acknowledged.
         if let Some(subject) = grant.caller.subject() {
-            self.acks.record(subject.key, query.acks.clone()).await?;
+            Box::pin(self.acks.record(subject.key, query.acks.clone())).await?;
         }
         let wanted = Wanted { feed, types: query.types, limit: query.limit };
         if let Cursor::Before(before) = query.cursor {
-            return self.before(wanted, before).await;
+            return Box::pin(self.before(wanted, before)).await;
         }
         // Guards that count the poll for as long as it goes on.
         let _parked = self.parked.enter(grant.token_id)?;
@@ -141,7 +142,7 @@ impl Polls {
 
     /// Events after a version.
     async fn after(&self, wanted: Wanted, from: From, wait: &mut Wait<'_>) -> Result<Reply, Fault> {
-        let after = self.resolve(from).await?;
+        let after = Box::pin(self.resolve(from)).await?;
         // Everything up to here that the reader wants has been given.
         let mut seen = after;
         // Whether the table has confirmed `seen`; then a tail that is behind it is only late.
@@ -158,7 +159,7 @@ impl Polls {
                 Look::Found(slice) if slice.more || slice.head >= owed && !wait.is_over() => Some(from_slice(slice)),
                 Look::TooNew if confirmed && !wait.is_over() => None,
                 // The table has the last word on what is there now, and on what the tail does not cover.
-                _ => Some(self.read_after(wanted, seen, after).await?),
+                _ => Some(Box::pin(self.read_after(wanted, seen, after)).await?),
             };
             if let Some(found) = found {
                 confirmed = true;
@@ -171,7 +172,7 @@ impl Polls {
                 return Ok(Reply { answer: nothing(seen), epoch });
             }
             if wait.histories() != histories {
-                self.check_epoch(wait.given_epoch).await?;
+                Box::pin(self.check_epoch(wait.given_epoch)).await?;
                 confirmed = false;
             }
         }
@@ -226,7 +227,7 @@ impl Polls {
                     (from_slice(slice), versions)
                 }
                 Some(Look::TooNew) if !wait.is_over() => (nothing(seen.unwrap_or(0)), Arc::from([])),
-                _ => self.read_unacked(wanted).await?,
+                _ => Box::pin(self.read_unacked(wanted)).await?,
             };
             if found.events.is_empty() {
                 if wait.is_over() {
@@ -245,7 +246,7 @@ impl Polls {
                 return Ok(Reply { answer: found, epoch });
             }
             if wait.histories() != histories {
-                self.check_epoch(wait.given_epoch).await?;
+                Box::pin(self.check_epoch(wait.given_epoch)).await?;
                 seen = None;
             }
         }

@@ -66,16 +66,20 @@ impl Tokens {
         let grant = match self.known.get(&hash) {
             Some(grant) => grant,
             None => {
-                let mut lease = self.db.lease().await?;
-                let found = read_deadline(tokens::find(&mut lease, &hash)).await?;
-                lease.finish();
-                let grant = Arc::new(found.ok_or(Fault::Unauthenticated(UNKNOWN))?);
+                let grant = Arc::new(Box::pin(self.find(&hash)).await?);
                 self.known.insert(hash, Arc::clone(&grant));
                 grant
             }
         };
         self.check(&grant)?;
         Ok(grant)
+    }
+
+    async fn find(&self, hash: &TokenHash) -> Result<Grant, Fault> {
+        let mut lease = self.db.lease().await?;
+        let found = read_deadline(tokens::find(&mut lease, hash)).await?;
+        lease.finish();
+        found.ok_or(Fault::Unauthenticated(UNKNOWN))
     }
 
     /// Whether a grant still holds. Looks at nothing but memory.

@@ -39,6 +39,7 @@ mod server;
 mod settings;
 mod socket;
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests read the settings that the module must not")]
 mod tests;
 mod watcher;
 

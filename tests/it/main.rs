@@ -1,6 +1,14 @@
 //! The service, tested through its public interface on a real PostgreSQL. One binary; a module for
 //! each heading of the wire contract.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::format_collect,
+    clippy::struct_field_names,
+    clippy::zombie_processes,
+    reason = "tests run tasks and read settings of their own; what they start ends with them"
+)]
+
 mod acks;
 mod around;
 mod errors;

@@ -17,7 +17,7 @@ fn the_program_has_every_file_of_the_folder() {
     let in_folder: BTreeSet<String> = fs::read_dir(folder)
         .expect("the folder")
         .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
-        .filter(|name| name.ends_with(".sql"))
+        .filter(|name| Path::new(name).extension().is_some_and(|extension| extension == "sql"))
         .collect();
     let embedded: BTreeSet<String> = FILES.iter().map(|(number, name, _)| format!("{number:04}_{name}.sql")).collect();
     assert_eq!(in_folder, embedded);

@@ -59,9 +59,9 @@ impl Console {
                 .map(|message| message["Id"].as_str().expect("a text").to_owned())
                 .collect();
             if event["e"] == "Message" {
-                self.acks.extend(ids.clone())
+                self.acks.extend(ids.clone());
             } else {
-                self.acks.push(event["Version"].to_string())
+                self.acks.push(event["Version"].to_string());
             }
             if event["e"] == "DelSession" {
                 self.shown.retain(|(shown, _)| *shown != session);
@@ -91,9 +91,8 @@ impl Console {
                 self.poll(5).await;
             }
         };
-        if timeout(PATIENCE, reached).await.is_err() {
-            panic!("expected {expected:?}, shown {:?}", self.shown);
-        }
+        let in_time = timeout(PATIENCE, reached).await.is_ok();
+        assert!(in_time, "expected {expected:?}, shown {:?}", self.shown);
     }
 }
 

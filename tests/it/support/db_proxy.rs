@@ -138,7 +138,7 @@ async fn accept(listener: TcpListener, options: PgConnectOptions, shared: Arc<Sh
                     Err(_) => return,
                 },
             };
-            relay(client, server, mode, &shared).await;
+            Box::pin(relay(client, server, mode, &shared)).await;
         });
     }
 }
