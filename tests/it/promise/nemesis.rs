@@ -1,7 +1,7 @@
 //! What goes wrong: processes that are killed, stopped and started anew, connections that end, a
 //! PostgreSQL that crashes. One fault after the other, and some on top of each other.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use deskfeed::private_pg::PrivatePg;
 use nix::{
@@ -17,12 +17,12 @@ use super::{
 };
 use crate::support::{postgres, process::Service};
 
-pub const FOLDER: &str = "promise";
 const PG_STOP: Duration = Duration::from_secs(20);
 
 /// The machinery under test.
 pub struct Plant {
     pub pg: Option<PrivatePg>,
+    folder: PathBuf,
     pub url: String,
     pub replicas: Vec<Service>,
     pub world: Option<Arc<World>>,
@@ -31,8 +31,9 @@ pub struct Plant {
 impl Plant {
     /// A PostgreSQL and replicas of the service on it.
     pub async fn start(replicas: usize, admin_token: &str) -> Self {
-        let pg = postgres::private_server(FOLDER).await;
-        let mut plant = Self { url: pg.url(), pg: Some(pg), replicas: Vec::new(), world: None };
+        let folder = postgres::private_folder("promise");
+        let pg = postgres::private_server(folder.clone()).await;
+        let mut plant = Self { url: pg.url(), folder, pg: Some(pg), replicas: Vec::new(), world: None };
         for _ in 0..replicas {
             let replica = plant.start_replica(&["--migrate", "--admin-token", admin_token]).await;
             plant.replicas.push(replica);
@@ -60,7 +61,7 @@ impl Plant {
         let pg = self.pg.take().expect("it runs");
         kill(Pid::from_raw(pg.pid()), signal).expect("it runs");
         drop(pg);
-        let again = postgres::private_server(FOLDER).await;
+        let again = postgres::private_server(self.folder.clone()).await;
         assert_eq!(again.url(), self.url);
         self.pg = Some(again);
     }
@@ -91,8 +92,6 @@ impl Plant {
         }
         let pg = self.pg.take().expect("it runs");
         pg.stop(PG_STOP).await.expect("PostgreSQL stops");
-        let folder = std::env::temp_dir().join(format!("deskfeed-{FOLDER}-{}", std::process::id()));
-        std::fs::remove_dir_all(folder).expect("the folder goes");
     }
 }
 

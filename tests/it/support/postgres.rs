@@ -4,7 +4,7 @@
 
 use std::{
     os::unix::process::CommandExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{ChildStdin, Command, Stdio},
     sync::{
         OnceLock,
@@ -127,15 +127,20 @@ async fn start() -> (String, Keep) {
         );
     }
     eprintln!("tests use a private PostgreSQL");
-    let private = private_server("tests").await;
+    let private = private_server(private_folder("tests")).await;
     (private.url(), Keep::Private(Box::new(private)))
 }
 
-/// A private server of its own, which ends with this process, however that ends.
-pub async fn private_server(name: &str) -> PrivatePg {
+/// A name for the folder of a private server; it is removed after this process.
+pub fn private_folder(name: &str) -> PathBuf {
     // Process ids come again; a folder of an earlier run must not be found.
     let folder = std::env::temp_dir().join(format!("deskfeed-{name}-{}", uuid::Uuid::new_v4().simple()));
     remove_after_this_process(&folder);
+    folder
+}
+
+/// The private server of a folder, which ends with this process, however that ends.
+pub async fn private_server(folder: PathBuf) -> PrivatePg {
     let options = Options {
         folder,
         search_path: std::env::var_os("PATH"),
