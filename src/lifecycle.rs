@@ -1,10 +1,5 @@
 //! Tasks and their end. Every task has an owner and a name; one that dies unasked ends the process.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
-
 use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -16,7 +11,6 @@ pub struct Lifecycle {
     /// Cancelled when the first step has taken too long, or is over.
     ending: CancellationToken,
     tasks: TaskTracker,
-    crashed: Arc<AtomicBool>,
 }
 
 impl Lifecycle {
@@ -50,11 +44,6 @@ impl Lifecycle {
         self.tasks.close();
         self.tasks.wait().await;
     }
-
-    /// Whether a task died.
-    pub fn has_crashed(&self) -> bool {
-        self.crashed.load(Ordering::Acquire)
-    }
 }
 
 struct Guard {
@@ -69,7 +58,6 @@ impl Drop for Guard {
                 task = self.name,
                 "a task that the service needs has died; stopping, so that the service is started anew"
             );
-            self.lifecycle.crashed.store(true, Ordering::Release);
             self.lifecycle.stopping.cancel();
         }
     }

@@ -10,9 +10,9 @@ use uuid::Uuid;
 use super::database::{Database, check_schema, connect};
 use crate::{
     config::DatabaseArgs,
-    domain::caller::Role,
-    live::tokens::{hash, new_secret},
-    store::{agents, pool::Db, tokens},
+    domain::{caller::Role, fault::Fault},
+    live::tokens::issue,
+    store::{pool::Db, tokens},
 };
 
 #[derive(Debug, Args)]
@@ -86,19 +86,11 @@ pub async fn create(
     subject: Option<&str>,
     expires_in_s: Option<i64>,
 ) -> anyhow::Result<String> {
-    let feed = match (role, subject) {
-        (Role::Admin, None) => None,
-        (Role::Admin, Some(_)) => bail!("an admin's token has no --subject"),
-        (_, None) => bail!("--subject is missing: the id of the agent or gateway"),
-        (role, Some(subject)) => match agents::find_feed(connection, subject).await? {
-            Some((key, kind)) if kind == role => Some(key),
-            Some((_, kind)) => bail!("{subject:?} is the id of an {}, not of an {}", kind.name(), role.name()),
-            None => {
-                bail!("there is no {} {subject:?}; an admin makes it with POST /admin/{}", role.name(), role.name())
-            }
-        },
-    };
-    let secret = new_secret(role.name()).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
-    tokens::insert(connection, Uuid::now_v7(), &hash(&secret), role, feed, expires_in_s).await?;
-    Ok(secret)
+    match issue(connection, role, subject, expires_in_s).await {
+        Ok((_, secret)) => Ok(secret),
+        Err(Fault::NoSuchAgent(id)) => {
+            bail!("there is no {} {id:?}; an admin makes it with POST /admin/{}", role.name(), role.name())
+        }
+        Err(fault) => Err(fault.into()),
+    }
 }

@@ -24,7 +24,7 @@ use crate::{
         limits,
         message::require_web_url,
     },
-    live::tokens::{hash, new_secret},
+    live::tokens::issue,
     store::{
         agents::{self, AgentChange, AgentLine},
         pool::read_deadline,
@@ -140,26 +140,7 @@ pub async fn create_token(
     }
     let subject = request.subject.filter(|subject| !subject.is_empty());
     let mut lease = app.live.db.lease().await?;
-    let feed = match (role, subject) {
-        (Role::Admin, None) => None,
-        (Role::Admin, Some(_)) => return Err(Fault::malformed("Subject: an admin's token has none").into()),
-        (_, None) => return Err(Fault::malformed("Subject is missing: the id of the agent or gateway").into()),
-        (role, Some(subject)) => {
-            let id = FeedId::parse(&subject, "Subject")?;
-            match read_deadline(agents::find_feed(&mut lease, id.as_str())).await? {
-                Some((key, kind)) if kind == role => Some(key),
-                Some((_, kind)) => {
-                    return Err(
-                        Fault::OtherKind(subject, if kind == Role::Agent { "an agent" } else { "a gateway" }).into()
-                    );
-                }
-                None => return Err(Fault::NoSuchAgent(subject).into()),
-            }
-        }
-    };
-    let secret = new_secret(role.name()).map_err(|error| Fault::internal(error.to_string()))?;
-    let token_id = Uuid::now_v7();
-    read_deadline(tokens::insert(&mut lease, token_id, &hash(&secret), role, feed, request.expires_in)).await?;
+    let (token_id, secret) = issue(&mut lease, role, subject.as_deref(), request.expires_in).await?;
     lease.finish();
     tracing::info!(%token_id, role = role.name(), "a token was made");
     Ok(Json(NewTokenAnswer { token_id: token_id.to_string(), token: secret }))

@@ -77,12 +77,12 @@ impl Polls {
     ///
     /// # Errors
     /// What the wire contract says of `/message/query`.
-    pub async fn query(&self, grant: &Arc<Grant>, query: Query) -> Result<Reply, Fault> {
+    pub async fn query(&self, grant: &Arc<Grant>, mut query: Query) -> Result<Reply, Fault> {
         let feed = Box::pin(self.feed(&grant.caller, query.feed.as_ref())).await?;
         Box::pin(self.check_epoch(query.epoch.as_deref())).await?;
         // An admin has no feed, so nothing of an admin's can be acknowledged.
         if let Some(subject) = grant.caller.subject() {
-            Box::pin(self.acks.record(subject.key, query.acks.clone())).await?;
+            Box::pin(self.acks.record(subject.key, std::mem::take(&mut query.acks))).await?;
         }
         let wanted = Wanted { feed, types: query.types, limit: query.limit };
         if let Cursor::Before(before) = query.cursor {

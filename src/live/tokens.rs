@@ -18,8 +18,13 @@ use uuid::Uuid;
 use super::bulletin::Bulletin;
 use crate::{
     clock::Clock,
-    domain::{caller::Caller, fault::Fault},
+    domain::{
+        caller::{Caller, Role},
+        fault::Fault,
+        ids::FeedId,
+    },
     store::{
+        agents,
         pool::{Db, read_deadline},
         tokens::{self, Grant, TokenHash},
     },
@@ -123,6 +128,38 @@ impl Tokens {
     }
 }
 
+/// Makes a token: gives its id and its secret, which is not kept.
+///
+/// # Errors
+/// 40000, 40402, 40905 when the subject does not fit the role; 50000, 50300.
+pub async fn issue(
+    connection: &mut PgConnection,
+    role: Role,
+    subject: Option<&str>,
+    expires_in_s: Option<i64>,
+) -> Result<(Uuid, String), Fault> {
+    let feed = match (role, subject) {
+        (Role::Admin, None) => None,
+        (Role::Admin, Some(_)) => return Err(Fault::malformed("Subject: an admin's token has none")),
+        (_, None) => return Err(Fault::malformed("Subject is missing: the id of the agent or gateway")),
+        (role, Some(subject)) => {
+            let id = FeedId::parse(subject, "Subject")?;
+            match read_deadline(agents::find_feed(connection, id.as_str())).await? {
+                Some((key, kind)) if kind == role => Some(key),
+                Some((_, kind)) => {
+                    let whose = if kind == Role::Agent { "an agent" } else { "a gateway" };
+                    return Err(Fault::OtherKind(subject.to_owned(), whose));
+                }
+                None => return Err(Fault::NoSuchAgent(subject.to_owned())),
+            }
+        }
+    };
+    let secret = new_secret(role.name()).map_err(|error| Fault::internal(error.to_string()))?;
+    let token_id = Uuid::now_v7();
+    read_deadline(tokens::insert(connection, token_id, &hash(&secret), role, feed, expires_in_s)).await?;
+    Ok((token_id, secret))
+}
+
 /// What is stored of a secret.
 pub fn hash(secret: &str) -> TokenHash {
     Sha256::digest(secret.as_bytes()).into()
@@ -132,7 +169,7 @@ pub fn hash(secret: &str) -> TokenHash {
 ///
 /// # Errors
 /// When the system has no random numbers to give.
-pub fn new_secret(role: &str) -> Result<String, getrandom::Error> {
+fn new_secret(role: &str) -> Result<String, getrandom::Error> {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let mut bytes = [0_u8; 52];
     getrandom::fill(&mut bytes)?;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, Connection, PgConnection, PgPool,
+    AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions, Postgres},
 };
@@ -39,14 +39,18 @@ impl Purpose {
 
 /// What every connection of the service sets. The time-outs let PostgreSQL end what a hanging
 /// process left behind; the plan settings are argued in the module documentation of `store`.
-const SESSION: &str = concat!(
-    "set statement_timeout = 5000; set lock_timeout = 3000; ",
-    "set idle_in_transaction_session_timeout = 2000; ",
-    "set client_connection_check_interval = 1000; ",
-    "set plan_cache_mode = force_generic_plan; set jit = off; set random_page_cost = 1.1; ",
-    "set enable_seqscan = off; set enable_bitmapscan = off; set enable_hashjoin = off; set enable_mergejoin = off; set enable_sort = off; ",
-    "set timezone = 'UTC'"
-);
+fn session_settings() -> String {
+    format!(
+        "set statement_timeout = {}; set lock_timeout = {}; set idle_in_transaction_session_timeout = {}; \
+         set client_connection_check_interval = 1000; \
+         set plan_cache_mode = force_generic_plan; set jit = off; set random_page_cost = 1.1; \
+         set enable_seqscan = off; set enable_bitmapscan = off; set enable_hashjoin = off; set enable_mergejoin = off; \
+         set enable_sort = off; set timezone = 'UTC'",
+        limits::DB_STATEMENT_MS,
+        limits::DB_LOCK_MS,
+        limits::DB_IDLE_IN_TRANSACTION_MS
+    )
+}
 
 /// A database and how to reach it.
 #[derive(Debug, Clone)]
@@ -112,7 +116,7 @@ impl Db {
 }
 
 async fn set_up(connection: &mut PgConnection, purpose: Purpose) -> super::Result<()> {
-    sqlx::raw_sql(SESSION).execute(&mut *connection).await?;
+    sqlx::raw_sql(AssertSqlSafe(session_settings())).execute(&mut *connection).await?;
     if purpose == Purpose::Appends {
         let standby: bool = sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(connection).await?;
         if standby {
