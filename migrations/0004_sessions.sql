@@ -57,3 +57,33 @@ comment on column sessions.session_id is 'The id clients use.';
 comment on column sessions.from_id is 'The customer''s id at the gateway.';
 comment on column sessions.from_name is 'The customer''s name; null when unknown.';
 comment on column sessions.from_image is 'The customer''s image; null when unknown.';
+
+-- Counts changes of sessions and agents, so that a replica knows whether what it remembers of them
+-- still holds. A sequence and not a counter row: it leaves no dead row versions, and what is rolled
+-- back counts too, which only means a look more. Whoever changes them, by hand too, does so under
+-- append_lock: else an append could be decided on what is about to change.
+create sequence session_changes;
+
+comment on sequence session_changes is 'Rises with every statement that changes sessions or agents.';
+
+create function count_session_change() returns trigger
+language plpgsql as $$
+begin
+    lock table append_lock in exclusive mode;
+    perform nextval('session_changes');
+    return null;
+end
+$$;
+
+comment on function count_session_change() is 'Trigger function: takes append_lock and counts the change in session_changes.';
+
+create trigger session_changes_are_counted
+    before insert or update or delete or truncate on sessions
+    for each statement execute function count_session_change();
+
+create trigger agent_changes_are_counted
+    before insert or update or delete or truncate on agents
+    for each statement execute function count_session_change();
+
+-- A sequence that was never used does not show its first step.
+do $$ begin perform setval('session_changes', 1); end $$;

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Assigns what can be assigned, up to a limit. Gives how many were.
-pub async fn apply(connection: &mut PgConnection, ledger: &mut Ledger) -> Result<i64, Failure> {
+pub async fn apply(connection: &mut PgConnection, ledger: &mut Ledger<'_>) -> Result<i64, Failure> {
     let mut assigned = 0;
     while assigned < limits::ASSIGNMENTS_PER_BATCH_MAX {
         let available = agents::pick_available(connection).await?;
@@ -27,7 +27,7 @@ pub async fn apply(connection: &mut PgConnection, ledger: &mut Ledger) -> Result
         let happening = Happening::Assigned { to: agent.key, profile: agent.profile, last_seq: session.last_seq };
         let version = ledger.record(session.key, session.gateway, happening);
         sessions::set_owner(connection, session.key, agent.key, version).await?;
-        agents::add_session(connection, agent.key, ledger.appended_at).await?;
+        agents::add_session(connection, agent.key, ledger.appended_at()?).await?;
         assigned += 1;
     }
     Ok(assigned)

@@ -5,13 +5,15 @@
 
 use std::collections::HashMap;
 
+use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::{
     Failure, SessionReply, assign_queued, close_session,
+    known::Known,
     open_session::{self, Open},
     put_agent, release_session,
-    send_message::{self, Send, Sent},
+    send_message::{self, Decided, Send, Sent},
     set_presence, transfer_session,
 };
 use crate::{
@@ -20,7 +22,7 @@ use crate::{
         agents::AgentChange,
         appends::{self, Ledger},
         cards::Cards,
-        sessions,
+        sessions::{self, Found, Standing},
     },
 };
 
@@ -65,16 +67,75 @@ pub enum Reply {
     Done,
 }
 
-/// Begins a transaction under the append lock and does everything in it.
+/// A batch that is decided and waits to be written.
+#[derive(Debug)]
+pub struct Decision<'a> {
+    pub ledger: Ledger<'a>,
+    replies: Vec<Pending>,
+    /// The sessions of its messages, as they are after it.
+    pub sessions: HashMap<String, Found>,
+    /// The count of changes to sessions and agents that it leaves; none where it made some.
+    pub changes: Option<i64>,
+}
+
+/// What a piece of work is answered when the batch is committed.
+#[derive(Debug)]
+enum Pending {
+    Sent(Vec<Result<Decided, Fault>>),
+    Other(Result<Reply, Fault>),
+}
+
+impl Decision<'_> {
+    /// The answers, in the order of the work.
+    pub fn replies(self, appended_at: DateTime<Utc>) -> Vec<Result<Reply, Fault>> {
+        let sent = |decided: Vec<Result<Decided, Fault>>| {
+            decided.into_iter().map(|decided| decided.map(|decided| decided.at(appended_at))).collect()
+        };
+        self.replies
+            .into_iter()
+            .map(|reply| match reply {
+                Pending::Sent(decided) => Ok(Reply::Sent(sent(decided))),
+                Pending::Other(reply) => reply,
+            })
+            .collect()
+    }
+}
+
+/// The sends of a batch, if it is nothing else.
+fn only_sends<'a>(commands: &[&'a Command]) -> Option<Vec<&'a Send>> {
+    commands.iter().map(|command| if let Command::Send(send) = command { Some(send) } else { None }).collect()
+}
+
+/// Decides about a batch on what is remembered of the store, without the append lock. None when
+/// that does not reach. What is decided holds only if the ledger's assumptions do when it is written.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn assume<'a>(
+    connection: &mut PgConnection,
+    cards: &Cards,
+    known: &Known,
+    commands: &[&'a Command],
+) -> Result<Option<Decision<'a>>, sqlx::Error> {
+    let Some(sends) = only_sends(commands) else { return Ok(None) };
+    let Some(mut found) = known.find(&send_message::session_ids(sends.iter().copied())) else { return Ok(None) };
+    let mut ledger = Ledger::assuming(known.head, known.changes);
+    let decided = send_message::apply(connection, cards, &mut ledger, &mut found, &sends).await?;
+    let replies = decided.into_iter().map(Pending::Sent).collect();
+    Ok(Some(Decision { ledger, replies, sessions: found, changes: Some(known.changes) }))
+}
+
+/// Begins a transaction under the append lock and decides about a batch in it. Gives also what the
+/// store looked like at its start.
 ///
 /// # Errors
 /// When the database fails; the transaction is then to be given up. A request that is refused is no error.
-pub async fn write(
+pub async fn decide<'a>(
     connection: &mut PgConnection,
     cards: &Cards,
-    commands: &[&Command],
-) -> Result<(Ledger, Vec<Result<Reply, Fault>>), sqlx::Error> {
-    let sends: Vec<&Send> = commands
+    commands: &[&'a Command],
+) -> Result<(Decision<'a>, Standing), sqlx::Error> {
+    let sends: Vec<&'a Send> = commands
         .iter()
         .filter_map(|command| if let Command::Send(send) = command { Some(send) } else { None })
         .collect();
@@ -83,39 +144,41 @@ pub async fn write(
 
     appends::begin(connection).await?;
     let mut rare = Vec::new();
-    let (mut ledger, mut found) = sessions::for_append(connection, if only_sends { &ids } else { &[] }).await?;
+    let mut standing = sessions::for_append(connection, if only_sends { &ids } else { &[] }).await?;
+    let mut ledger = standing.ledger();
+    let mut found = std::mem::take(&mut standing.sessions);
     if !only_sends {
         rare = apply_rare(connection, &mut ledger, commands).await?;
         // Anew: the rare operations may have changed these very sessions.
-        found = if ids.is_empty() { HashMap::new() } else { sessions::for_append(connection, &ids).await?.1 };
+        found = if ids.is_empty() { HashMap::new() } else { sessions::for_append(connection, &ids).await?.sessions };
     }
     let mut sent = match (sends.is_empty(), only_sends) {
         (true, _) => Vec::new(),
-        (false, true) => send_message::apply(connection, cards, &mut ledger, found, &sends).await?,
+        (false, true) => send_message::apply(connection, cards, &mut ledger, &mut found, &sends).await?,
         // Keys that this very transaction gave may be given to something else if it is not
         // committed: what it shows of them must not be remembered.
-        (false, false) => send_message::apply(connection, &Cards::default(), &mut ledger, found, &sends).await?,
+        (false, false) => send_message::apply(connection, &Cards::default(), &mut ledger, &mut found, &sends).await?,
     }
     .into_iter();
-    ledger.write(connection).await?;
 
     let mut rare = rare.into_iter();
     let replies = commands
         .iter()
         .map(|command| match command {
-            Command::Send(_) => {
-                sent.next().map(Reply::Sent).ok_or_else(|| Fault::internal("a send without an outcome"))
-            }
-            _ => rare.next().unwrap_or_else(|| Err(Fault::internal("an operation without an outcome"))),
+            Command::Send(_) => sent
+                .next()
+                .map_or_else(|| Pending::Other(Err(Fault::internal("a send without an outcome"))), Pending::Sent),
+            _ => Pending::Other(rare.next().unwrap_or_else(|| Err(Fault::internal("an operation without an outcome")))),
         })
         .collect();
-    Ok((ledger, replies))
+    let changes = only_sends.then_some(standing.changes);
+    Ok((Decision { ledger, replies, sessions: found, changes }, standing))
 }
 
 /// Everything but messages, one by one, and then the assignments that have become possible.
 async fn apply_rare(
     connection: &mut PgConnection,
-    ledger: &mut Ledger,
+    ledger: &mut Ledger<'_>,
     commands: &[&Command],
 ) -> Result<Vec<Result<Reply, Fault>>, sqlx::Error> {
     let mut replies = Vec::new();

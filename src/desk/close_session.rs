@@ -13,7 +13,7 @@ use crate::{
 
 pub async fn apply(
     connection: &mut PgConnection,
-    ledger: &mut Ledger,
+    ledger: &mut Ledger<'_>,
     caller: &Caller,
     session_id: &str,
 ) -> Result<SessionReply, Failure> {
@@ -27,7 +27,7 @@ pub async fn apply(
 
     let owner = session.owner.as_ref().map(|owner| (owner.key, owner.profile));
     let version = ledger.record(session.key, session.gateway, Happening::Closed { owner });
-    sessions::set_closed(connection, session.key, ledger.appended_at).await?;
+    sessions::set_closed(connection, session.key, ledger.appended_at()?).await?;
     sessions::set_last_op(connection, session.key, LastOp::Close, caller, None, version).await?;
     if let Some((owner, _)) = owner {
         agents::drop_session(connection, owner).await?;

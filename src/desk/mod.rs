@@ -6,6 +6,7 @@
 pub mod assign_queued;
 pub mod batch;
 pub mod close_session;
+pub mod known;
 pub mod open_session;
 pub mod put_agent;
 pub mod release_session;

@@ -23,7 +23,7 @@ pub struct Open {
 
 pub async fn apply(
     connection: &mut PgConnection,
-    ledger: &mut Ledger,
+    ledger: &mut Ledger<'_>,
     caller: &Caller,
     open: &Open,
 ) -> Result<SessionReply, Failure> {
@@ -38,15 +38,15 @@ pub async fn apply(
         // A session belongs to the gateway that opened it; what an admin opened, to the admins, who
         // may see the others' too.
         if session.gateway != gateway && *caller != Caller::Admin {
-            return Err(Fault::NotOwner(session.session_id).into());
+            return Err(Fault::NotOwner(session.session_id.clone()).into());
         }
         if session.status == Status::Closed {
-            return Err(Fault::SessionClosed(session.session_id).into());
+            return Err(Fault::SessionClosed(session.session_id.clone()).into());
         }
         return Ok(SessionReply {
-            session_id: session.session_id,
+            session_id: session.session_id.clone(),
             status: session.status,
-            to_id: session.owner.map(|owner| owner.id),
+            to_id: session.owner.as_ref().map(|owner| owner.id.clone()),
             version: session.assigned_version,
         });
     }
@@ -73,13 +73,13 @@ pub async fn apply(
             }
         }
     };
-    let session = sessions::insert(connection, &open.card, gateway, ledger.appended_at).await?;
+    let session = sessions::insert(connection, &open.card, gateway, ledger.appended_at()?).await?;
     let Some(agent) = agent else {
         return Ok(SessionReply { session_id: session_id.clone(), status: Status::Queued, to_id: None, version: 0 });
     };
     let version =
         ledger.record(session, gateway, Happening::Assigned { to: agent.key, profile: agent.profile, last_seq: 0 });
     sessions::set_owner(connection, session, agent.key, version).await?;
-    agents::add_session(connection, agent.key, ledger.appended_at).await?;
+    agents::add_session(connection, agent.key, ledger.appended_at()?).await?;
     Ok(SessionReply { session_id: session_id.clone(), status: Status::Open, to_id: Some(agent.id), version })
 }

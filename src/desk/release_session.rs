@@ -13,7 +13,7 @@ use crate::{
 
 pub async fn apply(
     connection: &mut PgConnection,
-    ledger: &mut Ledger,
+    ledger: &mut Ledger<'_>,
     caller: &Caller,
     session_id: &str,
 ) -> Result<SessionReply, Failure> {

@@ -1,10 +1,7 @@
 //! `POST /message/send`: the hot path. The messages of many requests are decided together, on two
 //! reads for all of them, and written with the batch's one append.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -14,7 +11,7 @@ use crate::{
         caller::Caller,
         fault::Fault,
         ids::{FeedKey, MessageId},
-        message::{Message, MessageType, NewMessage},
+        message::{MessageType, NewMessage},
         session::{Happening, Status},
     },
     store::{
@@ -48,17 +45,35 @@ pub fn session_ids<'a>(sends: impl Iterator<Item = &'a Send>) -> Vec<&'a str> {
     distinct.into_iter().collect()
 }
 
+/// What was decided about one message.
+#[derive(Debug)]
+pub struct Decided {
+    id: MessageId,
+    session_id: String,
+    version: i64,
+    /// None: it is appended now.
+    created_at: Option<DateTime<Utc>>,
+}
+
+impl Decided {
+    /// As the sender is answered, after the commit.
+    pub fn at(self, appended_at: DateTime<Utc>) -> Sent {
+        let Self { id, session_id, version, created_at } = self;
+        Sent { id, session_id, version, created_at: created_at.unwrap_or(appended_at) }
+    }
+}
+
 /// Decides about every message of `sends` and notes those to keep. `found` holds their sessions.
 ///
 /// # Errors
 /// When the database cannot be read. A message that is refused is no error: its neighbours are kept.
-pub async fn apply(
+pub async fn apply<'a>(
     connection: &mut PgConnection,
     cards: &Cards,
-    ledger: &mut Ledger,
-    mut found: HashMap<String, Found>,
-    sends: &[&Send],
-) -> Result<Vec<Vec<Result<Sent, Fault>>>, sqlx::Error> {
+    ledger: &mut Ledger<'a>,
+    found: &mut HashMap<String, Found>,
+    sends: &[&'a Send],
+) -> Result<Vec<Vec<Result<Decided, Fault>>>, sqlx::Error> {
     let given: Vec<&MessageId> = sends
         .iter()
         .flat_map(|send| &send.messages)
@@ -67,35 +82,33 @@ pub async fn apply(
         .collect();
     let mut kept = if given.is_empty() { HashMap::new() } else { messages::find_kept(connection, &given).await? };
 
-    let owners: Vec<i32> =
+    let owners: HashSet<i32> =
         found.values().filter_map(|found| found.session.owner.as_ref()).map(|owner| owner.profile.0).collect();
-    cards.load(connection, &[], &owners).await?;
+    cards.load(connection, &[], &owners.into_iter().collect::<Vec<i32>>()).await?;
     for found in found.values() {
-        if cards.session(found.session.key).is_none() {
-            cards.put_session(found.session.key, found.card.clone());
-        }
+        cards.put_session(found.session.key, &found.card);
     }
 
     let mut answers = Vec::with_capacity(sends.len());
     for send in sends {
-        let mut sent = Vec::with_capacity(send.messages.len());
+        let mut decided = Vec::with_capacity(send.messages.len());
         for message in &send.messages {
             let Some(found) = found.get_mut(&message.session_id) else {
-                sent.push(Err(Fault::NoSuchSession(message.session_id.clone())));
+                decided.push(Err(Fault::NoSuchSession(message.session_id.clone())));
                 continue;
             };
-            sent.push(match kept.get(&message.id) {
+            decided.push(match kept.get(&message.id) {
                 Some(earlier) => repeat(found, &send.caller, message, earlier),
                 None => keep(ledger, found, &send.caller, message, &mut kept),
             });
         }
-        answers.push(sent);
+        answers.push(decided);
     }
     Ok(answers)
 }
 
 /// The answer to an Id that was kept before: the first answer's values, if it is the same message.
-fn repeat(found: &Found, caller: &Caller, message: &NewMessage, earlier: &Kept) -> Result<Sent, Fault> {
+fn repeat(found: &Found, caller: &Caller, message: &NewMessage, earlier: &Kept) -> Result<Decided, Fault> {
     let session = &found.session;
     let Some(subject) = caller.subject() else {
         return Err(Fault::role_may_not("only a gateway or the session's owner may send"));
@@ -111,7 +124,7 @@ fn repeat(found: &Found, caller: &Caller, message: &NewMessage, earlier: &Kept) 
     if !same {
         return Err(Fault::IdTaken(message.id.to_string()));
     }
-    Ok(Sent {
+    Ok(Decided {
         id: message.id.clone(),
         session_id: session.session_id.clone(),
         version: earlier.version,
@@ -119,13 +132,13 @@ fn repeat(found: &Found, caller: &Caller, message: &NewMessage, earlier: &Kept) 
     })
 }
 
-fn keep(
-    ledger: &mut Ledger,
+fn keep<'a>(
+    ledger: &mut Ledger<'a>,
     found: &mut Found,
     caller: &Caller,
-    message: &NewMessage,
+    message: &'a NewMessage,
     kept: &mut HashMap<MessageId, Kept>,
-) -> Result<Sent, Fault> {
+) -> Result<Decided, Fault> {
     let session = &found.session;
     session.check_may_send(caller)?;
     let author = caller.subject().map_or(FeedKey(0), |subject| subject.key);
@@ -137,15 +150,7 @@ fn keep(
         (MessageType::Sent, Some(owner)) => Happening::Sent { owner: owner.key, profile: owner.profile, seq },
         (_, owner) => Happening::Received { owner: owner.map(|owner| (owner.key, owner.profile)), seq },
     };
-    let created_at = ledger.appended_at;
-    let new = Arc::new(Message {
-        r#type,
-        id: message.id.clone(),
-        content_type: message.content_type,
-        content: message.content.clone(),
-        created_at,
-    });
-    let version = ledger.record_message(session.key, session.gateway, author, seq, happening, new);
+    let version = ledger.record_message(session.key, session.gateway, author, happening, message);
     if message.id_given {
         // The same Id may come again in this very batch.
         let as_kept = Kept {
@@ -155,11 +160,11 @@ fn keep(
             content_type: message.content_type,
             content: message.content.clone(),
             version,
-            created_at,
+            created_at: None,
         };
         kept.insert(message.id.clone(), as_kept);
     }
-    Ok(Sent { id: message.id.clone(), session_id: session.session_id.clone(), version, created_at })
+    Ok(Decided { id: message.id.clone(), session_id: session.session_id.clone(), version, created_at: None })
 }
 
 fn message_type(caller: &Caller) -> MessageType {

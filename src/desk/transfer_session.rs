@@ -14,7 +14,7 @@ use crate::{
 
 pub async fn apply(
     connection: &mut PgConnection,
-    ledger: &mut Ledger,
+    ledger: &mut Ledger<'_>,
     caller: &Caller,
     session_id: &str,
     to_id: &str,
@@ -57,6 +57,6 @@ pub async fn apply(
     if let Some((owner, _)) = from {
         agents::drop_session(connection, owner).await?;
     }
-    agents::add_session(connection, target.key, ledger.appended_at).await?;
+    agents::add_session(connection, target.key, ledger.appended_at()?).await?;
     Ok(reply(first))
 }

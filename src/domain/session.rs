@@ -190,6 +190,13 @@ pub struct Told {
 
 const NO_PROFILE: ProfileKey = ProfileKey(0);
 
+impl Told {
+    /// A message of a queued session: it takes its place in the order, but is in nobody's feed.
+    pub fn nobody(message_seq: i32) -> Self {
+        Self { feed: FeedKey(0), r#type: EventType::Message, message_seq, profile: NO_PROFILE, reason: None }
+    }
+}
+
 impl Happening {
     /// Who is told what: the table of the wire contract. In version order; what the owner is told
     /// comes before what the gateway is told.

@@ -94,6 +94,11 @@ impl Live {
         self.committed_head.fetch_max(head, Ordering::AcqRel);
     }
 
+    /// Whether what is appended must be notified.
+    pub fn must_notify(&self) -> bool {
+        true
+    }
+
     /// Whether the database answered lately.
     pub fn is_in_touch(&self) -> bool {
         let last = self.last_contact_ms.load(Ordering::Acquire);

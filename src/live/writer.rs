@@ -5,14 +5,16 @@
 //!
 //! **When the database fails.** Before the commit was sent, nothing happened: the batch is tried
 //! again on a new connection. A failure that is not the connection's is some request's own: each is
-//! tried alone, and the one that fails alone is answered 50000. When the commit itself is not
-//! answered, the database is asked what became of the transaction; if that cannot be found out in
-//! time, all are answered 50300, and those who repeat with the same ids get the truth.
+//! tried alone, and the one that fails alone is answered 50000. When the commit itself (or the one
+//! call that appends and commits) is not answered, the database is asked what became of the
+//! transaction; if that cannot be found out in time, all are answered 50300, and those who repeat
+//! with the same ids get the truth.
 //!
 //! The task owns the transaction. A client that goes away changes nothing.
 
 use std::{sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -24,15 +26,16 @@ use super::relay::{Committed, Live};
 use crate::{
     desk::{
         SessionReply,
-        batch::{self, Command, Reply},
+        batch::{self, Command, Decision, Reply},
+        known::Known,
         send_message::{Send, Sent},
     },
     domain::{fault::Fault, limits},
     store::{
         self,
-        appends::{self, Outcome, Proof},
+        appends::{self, Backend, Outcome, Proof},
         events,
-        pool::{Purpose, deadline},
+        pool::{Purpose, deadline, read_deadline},
     },
 };
 
@@ -51,7 +54,7 @@ impl Writer {
     /// The handle and its worker, which must be run.
     pub fn new(live: Arc<Live>, committed: mpsc::Sender<Committed>) -> (Self, WriterTask) {
         let (jobs, queue) = mpsc::channel(limits::WRITER_QUEUE_MAX);
-        (Self { jobs }, WriterTask { live, queue, committed, connection: None })
+        (Self { jobs }, WriterTask { live, queue, committed, link: None, known: None })
     }
 
     /// Hands work over and waits for its answer. Dropping this future does not undo the work.
@@ -94,33 +97,37 @@ pub struct WriterTask {
     live: Arc<Live>,
     queue: mpsc::Receiver<Job>,
     committed: mpsc::Sender<Committed>,
-    connection: Option<PgConnection>,
+    link: Option<Link>,
+    /// The store as our last append over this link left it.
+    known: Option<Known>,
+}
+
+/// The writer's connection.
+struct Link {
+    connection: PgConnection,
+    backend: Backend,
 }
 
 /// Why a batch did not go through.
-enum BatchError {
+enum BatchError<'a> {
     /// Nothing of it happened.
     BeforeCommit(sqlx::Error),
     /// It may have happened.
-    AtCommit(sqlx::Error, Unanswered),
+    AtCommit(sqlx::Error, Box<Unanswered<'a>>),
+}
+
+impl From<sqlx::Error> for BatchError<'_> {
+    fn from(error: sqlx::Error) -> Self {
+        Self::BeforeCommit(error)
+    }
 }
 
 /// A batch whose commit was not answered.
-struct Unanswered {
-    done: Done,
-    transaction_id: String,
-    /// None when it appended nothing: then there is nothing to find it by.
-    proof: Option<Proof>,
+struct Unanswered<'a> {
+    decision: Decision<'a>,
+    backend: Backend,
+    histories: u64,
     epoch: Arc<str>,
-}
-
-/// A batch that went through.
-struct Done {
-    replies: Vec<Result<Reply, Fault>>,
-    /// None when nothing was appended.
-    committed: Option<Committed>,
-    /// The newest version; 0 when nothing was appended.
-    head: i64,
 }
 
 impl WriterTask {
@@ -205,17 +212,25 @@ impl WriterTask {
 
     /// Commits `commands` together; after an outage, tries for a while.
     async fn commit(&mut self, commands: &[&Command]) -> Result<Vec<Result<Reply, Fault>>, sqlx::Error> {
-        let until = Instant::now() + Duration::from_millis(limits::COMMIT_MS) / 3;
+        let started = Instant::now();
         loop {
+            let mut patience = Duration::from_millis(limits::COMMIT_MS) / 3;
             let error = match self.try_commit(commands).await {
-                Ok(done) => return Ok(self.hand_over(done)),
+                Ok(replies) => return Ok(replies),
                 Err(BatchError::BeforeCommit(error)) => error,
                 Err(BatchError::AtCommit(error, unanswered)) => {
-                    self.connection = None;
+                    self.link = None;
                     metrics::counter!("deskfeed_unknown_commits_total").increment(1);
                     match self.find_outcome(&unanswered).await {
-                        Outcome::Committed => return Ok(self.hand_over(unanswered.done)),
-                        Outcome::Aborted => error,
+                        Outcome::Committed(appended_at) => {
+                            let Unanswered { decision, histories, .. } = *unanswered;
+                            return Ok(self.hand_over(decision, histories, appended_at));
+                        }
+                        // To know this may have taken a while; it is worth another try.
+                        Outcome::Aborted => {
+                            patience = Duration::from_millis(limits::COMMIT_MS);
+                            error
+                        }
                         Outcome::Unknown => {
                             return Err(sqlx::Error::Io(std::io::Error::other(format!(
                                 "the outcome of a commit is not known: {error}"
@@ -224,74 +239,135 @@ impl WriterTask {
                     }
                 }
             };
+            self.known = None;
             if store::is_outage(&error) {
-                self.connection = None;
+                self.link = None;
             }
-            if !store::is_outage(&error) || Instant::now() >= until {
+            if !store::is_outage(&error) || started.elapsed() >= patience {
                 return Err(error);
             }
             sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// Tells the relay. It may be busy: then it will see for itself.
-    fn hand_over(&self, done: Done) -> Vec<Result<Reply, Fault>> {
-        self.live.note_committed(done.head);
-        if let Some(committed) = done.committed
-            && self.committed.try_send(committed).is_err()
-        {
-            self.live.hint();
+    /// Tells the relay what is committed, and gives the answers. The relay may be busy: then it will
+    /// see for itself.
+    fn hand_over(
+        &self,
+        decision: Decision<'_>,
+        histories: u64,
+        appended_at: DateTime<Utc>,
+    ) -> Vec<Result<Reply, Fault>> {
+        if let Some((first, last)) = decision.ledger.versions() {
+            metrics::counter!("deskfeed_append_events_total").increment(u64::try_from(last - first + 1).unwrap_or(0));
+            self.live.note_committed(last);
+            let events = decision.ledger.shown(&self.live.cards, appended_at);
+            if self.committed.try_send(Committed { histories, events }).is_err() {
+                self.live.hint();
+            }
         }
-        done.replies
+        decision.replies(appended_at)
     }
 
-    async fn try_commit(&mut self, commands: &[&Command]) -> Result<Done, BatchError> {
+    async fn try_commit<'a>(&mut self, commands: &[&'a Command]) -> Result<Vec<Result<Reply, Fault>>, BatchError<'a>> {
+        let histories = self.live.bulletin.histories();
+        if self.link.is_none() {
+            self.known = None;
+            let mut connection = self.live.db.connect(Purpose::Appends).await?;
+            let backend = deadline(limits::DB_ACQUIRE_MS, appends::backend(&mut connection)).await?;
+            self.link = Some(Link { connection, backend });
+        }
+        if let Some(replies) = self.append_at_once(commands, histories).await? {
+            return Ok(replies);
+        }
+        self.append_under_lock(commands, histories).await
+    }
+
+    /// In one round trip, if what we remember reaches and still holds. None: nothing was done.
+    async fn append_at_once<'a>(
+        &mut self,
+        commands: &[&'a Command],
+        histories: u64,
+    ) -> Result<Option<Vec<Result<Reply, Fault>>>, BatchError<'a>> {
         let live = Arc::clone(&self.live);
-        let histories = live.bulletin.histories();
-        let connection = match self.connection.as_mut() {
-            Some(connection) => connection,
-            None => {
-                let new = live.db.connect(Purpose::Appends).await.map_err(BatchError::BeforeCommit)?;
-                self.connection.insert(new)
-            }
+        let (Some(link), Some(known)) = (&mut self.link, self.known.as_ref().filter(|known| known.is_trusted)) else {
+            return Ok(None);
         };
-        let written = deadline(limits::COMMIT_MS, batch::write(connection, &live.cards, commands)).await;
-        let (ledger, replies) = match written {
+        let assumed = batch::assume(&mut link.connection, &live.cards, known, commands);
+        // With nothing to append, nothing would check that what was assumed still holds.
+        let Some(mut decision) =
+            deadline(limits::COMMIT_MS, assumed).await?.filter(|decision| !decision.ledger.is_empty())
+        else {
+            return Ok(None);
+        };
+        let started = Instant::now();
+        let written = read_deadline(decision.ledger.write(&mut link.connection, live.must_notify())).await;
+        metrics::histogram!("deskfeed_commit_duration_seconds").record(started.elapsed().as_secs_f64());
+        match written {
+            Ok(Some(appended_at)) => {
+                self.known = Known::after(self.known.take(), None, &mut decision);
+                Ok(Some(self.hand_over(decision, histories, appended_at)))
+            }
+            Ok(None) => {
+                metrics::counter!("deskfeed_append_misses_total").increment(1);
+                Ok(None)
+            }
+            Err(error) if appends::is_refusal(&error) => Err(BatchError::BeforeCommit(error)),
+            Err(error) => Err(unanswered(&live, error, decision, link.backend, histories)),
+        }
+    }
+
+    /// Under the append lock, which makes what is read true until the commit.
+    async fn append_under_lock<'a>(
+        &mut self,
+        commands: &[&'a Command],
+        histories: u64,
+    ) -> Result<Vec<Result<Reply, Fault>>, BatchError<'a>> {
+        let live = Arc::clone(&self.live);
+        let Some(link) = &mut self.link else { return Err(sqlx::Error::PoolClosed.into()) };
+        let connection = &mut link.connection;
+        let written = deadline(limits::COMMIT_MS, async {
+            let (decision, standing) = batch::decide(connection, &live.cards, commands).await?;
+            let appended_at = if decision.ledger.is_empty() {
+                None
+            } else {
+                decision.ledger.write(connection, live.must_notify()).await?
+            };
+            match appended_at {
+                None if !decision.ledger.is_empty() => {
+                    Err(sqlx::Error::Decode("the newest version has changed under the append lock".into()))
+                }
+                _ => Ok((decision, standing, appended_at.unwrap_or_default())),
+            }
+        })
+        .await;
+        let (mut decision, standing, appended_at) = match written {
             Ok(written) => written,
             Err(error) => {
-                let rolled_back = deadline(limits::DB_ACQUIRE_MS, appends::roll_back(connection)).await;
-                if rolled_back.is_err() {
-                    self.connection = None;
+                if deadline(limits::DB_ACQUIRE_MS, appends::roll_back(connection)).await.is_err() {
+                    self.link = None;
                 }
                 return Err(BatchError::BeforeCommit(error));
             }
         };
-        let appended = ledger.versions();
-        let committed = appended.map(|_| Committed { histories, events: ledger.shown(&live.cards) });
-        if let Some((first, last)) = appended {
-            metrics::counter!("deskfeed_append_events_total").increment(u64::try_from(last - first + 1).unwrap_or(0));
-        }
         let started = Instant::now();
         let ended = deadline(limits::COMMIT_MS, appends::commit(connection)).await;
         metrics::histogram!("deskfeed_commit_duration_seconds").record(started.elapsed().as_secs_f64());
-        let done = Done { replies, committed, head: appended.map_or(0, |(_, last)| last) };
         match ended {
-            Ok(()) => Ok(done),
-            Err(error) => {
-                let proof = ledger.proof();
-                let unanswered =
-                    Unanswered { done, transaction_id: ledger.transaction_id, proof, epoch: live.bulletin.epoch() };
-                Err(BatchError::AtCommit(error, unanswered))
+            Ok(()) => {
+                self.known = Known::after(self.known.take(), Some(&standing), &mut decision);
+                Ok(self.hand_over(decision, histories, appended_at))
             }
+            Err(error) => Err(unanswered(&live, error, decision, link.backend, histories)),
         }
     }
 
     /// Asks what became of a batch, until it is known or asking makes no sense any more.
-    async fn find_outcome(&mut self, unanswered: &Unanswered) -> Outcome {
-        let Some(proof) = unanswered.proof else { return Outcome::Unknown };
+    async fn find_outcome(&mut self, unanswered: &Unanswered<'_>) -> Outcome {
+        let Some(proof) = unanswered.decision.ledger.proof() else { return Outcome::Unknown };
         let until = Instant::now() + Duration::from_millis(limits::COMMIT_MS);
         while Instant::now() < until {
-            let asked = deadline(limits::DB_ACQUIRE_MS, ask(&self.live, unanswered, proof)).await;
+            let asked = deadline(limits::DB_ACQUIRE_MS, ask(&self.live, unanswered, &proof)).await;
             match asked {
                 Ok(Outcome::Unknown) | Err(_) => sleep(Duration::from_millis(100)).await,
                 Ok(outcome) => return outcome,
@@ -301,11 +377,22 @@ impl WriterTask {
     }
 }
 
-async fn ask(live: &Live, unanswered: &Unanswered, proof: Proof) -> Result<Outcome, sqlx::Error> {
+fn unanswered<'a>(
+    live: &Live,
+    error: sqlx::Error,
+    decision: Decision<'a>,
+    backend: Backend,
+    histories: u64,
+) -> BatchError<'a> {
+    let epoch = live.bulletin.epoch();
+    BatchError::AtCommit(error, Box::new(Unanswered { decision, backend, histories, epoch }))
+}
+
+async fn ask(live: &Live, unanswered: &Unanswered<'_>, proof: &Proof) -> Result<Outcome, sqlx::Error> {
     let mut connection = live.db.connect(Purpose::Appends).await?;
-    // Transaction numbers mean something within one history only.
+    // Versions mean something within one history only.
     if events::store_state(&mut connection).await?.epoch != *unanswered.epoch {
         return Ok(Outcome::Unknown);
     }
-    appends::outcome(&mut connection, &unanswered.transaction_id, proof).await
+    appends::outcome(&mut connection, unanswered.backend, proof).await
 }

@@ -1,48 +1,52 @@
 //! Appending: the only place that gives versions and sends NOTIFY of events.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::{Result, cards::Cards};
 use crate::domain::{
-    event::{Event, EventType, Reason},
-    ids::{FeedKey, SessionKey},
-    message::Message,
+    event::{Event, Profile, Reason, SessionCard},
+    ids::{FeedKey, MessageId, ProfileKey, SessionKey},
+    message::{Message, MessageType, NewMessage},
     session::{Happening, Told},
 };
 
 /// Channel that tells other processes of new events and revocations. A hint: the tables are the truth.
 pub const CHANNEL: &str = "deskfeed";
 
-/// What a transaction under the append lock is about to append.
+/// What is about to be appended, decided on what is known of the store.
 #[derive(Debug)]
-pub struct Ledger {
+pub struct Ledger<'a> {
+    /// The newest version before it.
+    base: i64,
     /// The newest version, given or about to be.
     head: i64,
-    pub appended_at: DateTime<Utc>,
-    /// The transaction's number, for [`outcome`].
-    pub transaction_id: String,
-    messages: Vec<MessageRow>,
-    events: Vec<EventRow>,
+    /// What the count of changes to sessions and agents must still be; none when the append lock is held.
+    changes: Option<i64>,
+    /// The time it is appended at; none until the database says, unless the append lock is held.
+    appended_at: Option<DateTime<Utc>>,
+    events: Vec<EventRow<'a>>,
 }
 
 #[derive(Debug)]
-struct MessageRow {
-    session: SessionKey,
-    version: i64,
-    seq: i32,
-    author: FeedKey,
-    message: Arc<Message>,
-}
-
-#[derive(Debug)]
-struct EventRow {
-    version: i64,
+struct EventRow<'a> {
     session: SessionKey,
     told: Told,
-    message: Option<Arc<Message>>,
+    message: Option<MessageRow<'a>>,
+}
+
+/// The message that an event tells of.
+#[derive(Debug, Clone, Copy)]
+struct MessageRow<'a> {
+    new: &'a NewMessage,
+    r#type: MessageType,
+    /// None for its second event, which holds no content.
+    author: Option<FeedKey>,
 }
 
 /// Starts a transaction and takes the append lock. The caller's next statement sees everything
@@ -74,169 +78,237 @@ pub async fn roll_back(connection: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
+/// The server's process behind a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backend {
+    pid: i32,
+    /// Process numbers come again.
+    started: DateTime<Utc>,
+}
+
+/// The server's process behind this connection, for [`outcome`].
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn backend(connection: &mut PgConnection) -> Result<Backend> {
+    let (pid, started) = sqlx::query_as(
+        "/* appends.backend */ select pid, backend_start from pg_stat_activity where pid = pg_backend_pid()",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Backend { pid, started })
+}
+
 /// What became of a transaction whose commit was not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    Committed,
+    /// With the time it was appended at.
+    Committed(DateTime<Utc>),
     Aborted,
     /// Still going on.
     Unknown,
 }
 
-/// A row that is there if, and only if, its transaction was committed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// An event that is there if, and only if, its transaction was committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
-    appended_at: DateTime<Utc>,
-    /// Of an event that was appended; of none, when none was.
-    version: Option<i64>,
-    /// Of a message that was appended; of none, when none was.
-    message: Option<(SessionKey, i32)>,
+    version: i64,
+    /// One of the two tells it from another transaction's event of that version.
+    appended_at: Option<DateTime<Utc>>,
+    message: Option<MessageId>,
 }
 
-/// Asks what became of a transaction of this history.
-///
-/// The transaction's number only tells whether it still goes on. After a crash of PostgreSQL a
-/// number that never reached the disk is given again, so a number that was committed may be
-/// somebody else's: what was written decides.
+/// Asks what became of a transaction of this history, after its connection was given up. Ends the
+/// server's process that ran it, which may know nothing yet of the connection's end: while it
+/// lives, the transaction may still begin. When it is gone, what was written decides; a
+/// transaction's number would not, for after a crash it may have been given again.
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn outcome(connection: &mut PgConnection, transaction_id: &str, proof: Proof) -> Result<Outcome> {
-    let status: Result<Option<String>> =
-        sqlx::query_scalar("/* appends.outcome */ select pg_xact_status($1::text::xid8)")
-            .bind(transaction_id)
-            .fetch_one(&mut *connection)
-            .await;
-    match status {
-        Ok(status) if status.as_deref() == Some("in progress") => return Ok(Outcome::Unknown),
-        Ok(_) => {}
-        // "is in the future": the number was lost in a crash and has not been given again.
-        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("22023") => {}
-        Err(error) => return Err(error),
+pub async fn outcome(connection: &mut PgConnection, backend: Backend, proof: &Proof) -> Result<Outcome> {
+    let lives: bool = sqlx::query_scalar(
+        "/* appends.outcome */
+         select count(pg_terminate_backend(pid)) > 0 from pg_stat_activity where pid = $1 and backend_start = $2",
+    )
+    .bind(backend.pid)
+    .bind(backend.started)
+    .fetch_one(&mut *connection)
+    .await?;
+    if lives {
+        return Ok(Outcome::Unknown);
     }
     // A statement of its own: its snapshot is newer than the end of the transaction.
-    let written: bool = sqlx::query_scalar(
+    let (id, id_text) = proof.message.as_ref().map_or((None, None), MessageId::columns);
+    let written: Option<DateTime<Utc>> = sqlx::query_scalar(
         "/* appends.outcome */
-         select exists (select from events where version = $2 and created_at = $1)
-             or exists (select from messages where session_key = $3 and seq = $4 and created_at = $1)",
+         select created_at from events
+         where version = $1 and ($2::timestamptz is null or created_at = $2)
+           and ($3::uuid is null or id = $3) and ($4::text is null or id_text = $4)",
     )
-    .bind(proof.appended_at)
     .bind(proof.version)
-    .bind(proof.message.map(|(session, _)| session.0))
-    .bind(proof.message.map(|(_, seq)| seq))
-    .fetch_one(connection)
+    .bind(proof.appended_at)
+    .bind(id)
+    .bind(id_text)
+    .fetch_optional(connection)
     .await?;
-    Ok(if written { Outcome::Committed } else { Outcome::Aborted })
+    Ok(written.map_or(Outcome::Aborted, Outcome::Committed))
 }
 
-impl Ledger {
-    pub(super) fn new(head: i64, appended_at: DateTime<Utc>, transaction_id: String) -> Self {
-        Self { head, appended_at, transaction_id, messages: Vec::new(), events: Vec::new() }
+/// Whether an error that the server answered an append with says that nothing was appended. Any
+/// other may have come after the commit.
+pub fn is_refusal(error: &sqlx::Error) -> bool {
+    // Data, constraints, rolled back, syntax and access, object state (lock_timeout), raised by a function.
+    const CLASSES: [&str; 6] = ["22", "23", "40", "42", "55", "P0"];
+    error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .is_some_and(|code| CLASSES.iter().any(|class| code.starts_with(class)))
+}
+
+impl<'a> Ledger<'a> {
+    /// For a transaction that holds the append lock.
+    pub(super) fn locked(head: i64, appended_at: DateTime<Utc>) -> Self {
+        Self { base: head, head, changes: None, appended_at: Some(appended_at), events: Vec::new() }
+    }
+
+    /// For an append on the assumption that nothing has happened since `head` was the newest version
+    /// and `changes` the count of changes to sessions and agents.
+    pub fn assuming(head: i64, changes: i64) -> Self {
+        Self { base: head, head, changes: Some(changes), appended_at: None, events: Vec::new() }
+    }
+
+    /// The time it is appended at.
+    ///
+    /// # Errors
+    /// When only the database can tell: the append lock is not held.
+    pub fn appended_at(&self) -> Result<DateTime<Utc>> {
+        self.appended_at.ok_or_else(|| sqlx::Error::Decode("an append without the lock has no time yet".into()))
     }
 
     /// Notes the events that `happening` tells. Gives the version of the first: the owner's, where
     /// there is an owner; 0 when nobody is told.
     pub fn record(&mut self, session: SessionKey, gateway: Option<FeedKey>, happening: Happening) -> i64 {
-        self.push(session, gateway, happening, None)
+        let first = self.head + 1;
+        for told in happening.tells(gateway) {
+            self.push(session, told, None);
+        }
+        if self.head < first { 0 } else { first }
     }
 
-    /// Notes a message and the events that tell of it.
+    /// Notes a message and the events that tell of it. Gives the version of the owner's event; 0
+    /// when there is no owner: it is kept all the same.
     pub fn record_message(
         &mut self,
         session: SessionKey,
         gateway: Option<FeedKey>,
         author: FeedKey,
-        seq: i32,
         happening: Happening,
-        message: Arc<Message>,
+        new: &'a NewMessage,
     ) -> i64 {
-        let version = self.push(session, gateway, happening, Some(&message));
-        self.messages.push(MessageRow { session, version, seq, author, message });
-        version
-    }
-
-    fn push(
-        &mut self,
-        session: SessionKey,
-        gateway: Option<FeedKey>,
-        happening: Happening,
-        message: Option<&Arc<Message>>,
-    ) -> i64 {
-        let tells = happening.tells(gateway);
-        let first = if tells.is_empty() { 0 } else { self.head + 1 };
-        for told in tells {
-            self.head += 1;
-            self.events.push(EventRow { version: self.head, session, told, message: message.cloned() });
+        let r#type =
+            if matches!(happening, Happening::Sent { .. }) { MessageType::Sent } else { MessageType::Received };
+        let first = self.head + 1;
+        let mut author = Some(author);
+        for told in happening.tells(gateway) {
+            self.push(session, told, Some(MessageRow { new, r#type, author: author.take() }));
+        }
+        if let Happening::Received { owner: None, seq } = happening {
+            self.push(session, Told::nobody(seq), Some(MessageRow { new, r#type, author }));
+            return 0;
         }
         first
     }
 
+    fn push(&mut self, session: SessionKey, told: Told, message: Option<MessageRow<'a>>) {
+        self.head += 1;
+        self.events.push(EventRow { session, told, message });
+    }
+
     pub fn is_empty(&self) -> bool {
-        self.events.is_empty() && self.messages.is_empty()
+        self.events.is_empty()
     }
 
     /// (first, last) version of what is appended, if anything is.
     pub fn versions(&self) -> Option<(i64, i64)> {
-        Some((self.events.first()?.version, self.events.last()?.version))
+        (self.head > self.base).then_some((self.base + 1, self.head))
+    }
+
+    /// The newest version when it is appended.
+    pub fn head(&self) -> i64 {
+        self.head
     }
 
     /// What will show that this was committed; none when nothing is appended.
     pub fn proof(&self) -> Option<Proof> {
-        let version = self.versions().map(|(first, _)| first);
-        let message = self.messages.first().map(|row| (row.session, row.seq));
-        (version.is_some() || message.is_some()).then_some(Proof { appended_at: self.appended_at, version, message })
+        let first = self.events.first()?;
+        let message = first.message.map(|message| message.new.id.clone());
+        Some(Proof { version: self.base + 1, appended_at: self.appended_at, message })
     }
 
-    /// Writes everything noted.
+    /// Appends everything noted and gives its time; none, and nothing is appended, when the
+    /// assumptions do not hold. Where the append lock is not held, it is one transaction of its own.
     ///
     /// # Errors
-    /// When the database refuses it; the transaction is then to be given up.
-    pub async fn write(&self, connection: &mut PgConnection) -> Result<()> {
-        if self.is_empty() {
-            return Ok(());
-        }
-        let (messages, events) = (&self.messages, &self.events);
-        sqlx::query(include_str!("sql/append.sql"))
-            .bind(messages.iter().map(|m| m.session.0).collect::<Vec<i64>>())
-            .bind(messages.iter().map(|m| m.version).collect::<Vec<i64>>())
-            .bind(messages.iter().map(|m| m.seq).collect::<Vec<i32>>())
-            .bind(messages.iter().map(|m| m.author.0).collect::<Vec<i32>>())
-            .bind(messages.iter().map(|m| m.message.r#type.number()).collect::<Vec<i16>>())
-            .bind(messages.iter().map(|m| m.message.content_type.number()).collect::<Vec<i16>>())
-            .bind(messages.iter().map(|m| m.message.id.columns().0).collect::<Vec<Option<uuid::Uuid>>>())
-            .bind(messages.iter().map(|m| m.message.id.columns().1).collect::<Vec<Option<&str>>>())
-            .bind(messages.iter().map(|m| m.message.content.as_str()).collect::<Vec<&str>>())
-            .bind(self.appended_at)
-            .bind(events.iter().map(|e| e.version).collect::<Vec<i64>>())
-            .bind(events.iter().map(|e| e.session.0).collect::<Vec<i64>>())
-            .bind(events.iter().map(|e| e.told.feed.0).collect::<Vec<i32>>())
-            .bind(events.iter().map(|e| e.told.message_seq).collect::<Vec<i32>>())
-            .bind(events.iter().map(|e| e.told.profile.0).collect::<Vec<i32>>())
-            .bind(events.iter().map(|e| e.told.r#type.number()).collect::<Vec<i16>>())
-            .bind(events.iter().map(|e| e.told.reason.map_or(0, Reason::number)).collect::<Vec<i16>>())
-            .bind(self.head.to_string())
-            .execute(connection)
-            .await?;
-        Ok(())
+    /// When the database refuses it; a transaction is then to be given up. Where the lock is not
+    /// held it may have been done, unless [`is_refusal`] says otherwise.
+    pub async fn write(&self, connection: &mut PgConnection, notify: bool) -> Result<Option<DateTime<Utc>>> {
+        let events = &self.events;
+        // The content and what goes with it; the second event of an agent's message has none.
+        let kept = |row: &EventRow<'a>| row.message.filter(|message| message.author.is_some());
+        let columns = |row: &EventRow<'a>| kept(row).map_or((None, None), |message| message.new.id.columns());
+        sqlx::query_scalar(
+            "/* appends.write */ select append_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+        )
+        .bind(self.base)
+        .bind(self.changes)
+        .bind(self.appended_at)
+        .bind(notify)
+        .bind(events.iter().map(|e| e.session.0).collect::<Vec<i64>>())
+        .bind(events.iter().map(|e| e.told.feed.0).collect::<Vec<i32>>())
+        .bind(events.iter().map(|e| e.told.profile.0).collect::<Vec<i32>>())
+        .bind(events.iter().map(|e| kept(e).and_then(|m| m.author).map_or(0, |key| key.0)).collect::<Vec<i32>>())
+        .bind(events.iter().map(|e| e.told.message_seq).collect::<Vec<i32>>())
+        .bind(events.iter().map(|e| e.told.r#type.number()).collect::<Vec<i16>>())
+        .bind(events.iter().map(|e| e.told.reason.map_or(0, Reason::number)).collect::<Vec<i16>>())
+        .bind(events.iter().map(|e| e.message.map_or(0, |m| m.r#type.number())).collect::<Vec<i16>>())
+        .bind(events.iter().map(|e| e.message.map_or(0, |m| m.new.content_type.number())).collect::<Vec<i16>>())
+        .bind(events.iter().map(|e| columns(e).0).collect::<Vec<Option<uuid::Uuid>>>())
+        .bind(events.iter().map(|e| columns(e).1).collect::<Vec<Option<&str>>>())
+        .bind(events.iter().map(|e| kept(e).map(|m| m.new.content.as_str())).collect::<Vec<Option<&str>>>())
+        .fetch_one(connection)
+        .await
     }
 
     /// The events as readers are shown them, without a look into the database; none when they hold
     /// something that only the database knows.
-    pub fn shown(&self, cards: &Cards) -> Option<Vec<Event>> {
-        self.events
-            .iter()
-            .map(|row| {
-                let message = row.message.as_ref().filter(|_| row.told.r#type == EventType::Message)?;
-                Some(Event {
-                    version: row.version,
-                    feed: row.told.feed,
-                    r#type: row.told.r#type,
-                    session: cards.session(row.session)?,
-                    agent: Some(cards.profile(row.told.profile)?),
-                    reason: row.told.reason,
-                    messages: vec![Arc::clone(message)],
-                })
-            })
-            .collect()
+    pub fn shown(&self, cards: &Cards, appended_at: DateTime<Utc>) -> Option<Vec<Event>> {
+        let mut sessions: HashMap<SessionKey, Arc<SessionCard>> = HashMap::new();
+        let mut profiles: HashMap<ProfileKey, Option<Arc<Profile>>> = HashMap::new();
+        let mut shown: Vec<Event> = Vec::with_capacity(self.events.len());
+        for (row, version) in self.events.iter().zip(self.base + 1..) {
+            let message = row.message?;
+            let session = match sessions.entry(row.session) {
+                Entry::Occupied(known) => Arc::clone(known.get()),
+                Entry::Vacant(new) => Arc::clone(new.insert(cards.session(row.session)?)),
+            };
+            let agent = profiles.entry(row.told.profile).or_insert_with(|| cards.profile(row.told.profile)).clone();
+            if agent.is_none() && row.told.profile != ProfileKey(0) {
+                return None;
+            }
+            // The second event of a message shares what the first one, just before it, made.
+            let messages = match (message.author, shown.last()) {
+                (None, Some(first)) => first.messages.clone(),
+                _ => vec![Arc::new(Message {
+                    r#type: message.r#type,
+                    id: message.new.id.clone(),
+                    content_type: message.new.content_type,
+                    content: message.new.content.clone(),
+                    created_at: appended_at,
+                })],
+            };
+            let (feed, r#type, reason) = (row.told.feed, row.told.r#type, row.told.reason);
+            shown.push(Event { version, feed, r#type, session, agent, reason, messages });
+        }
+        Some(shown)
     }
 }

@@ -36,10 +36,11 @@ impl Cards {
         self.sessions.get(&key.0)
     }
 
-    pub fn put_session(&self, key: SessionKey, card: SessionCard) -> Arc<SessionCard> {
-        let card = Arc::new(card);
-        self.sessions.insert(key.0, Arc::clone(&card));
-        card
+    /// Remembers a session that is committed.
+    pub fn put_session(&self, key: SessionKey, card: &Arc<SessionCard>) {
+        if !self.sessions.contains_key(&key.0) {
+            self.sessions.insert(key.0, Arc::clone(card));
+        }
     }
 
     pub fn profile(&self, key: ProfileKey) -> Option<Arc<Profile>> {
@@ -62,10 +63,8 @@ impl Cards {
             .fetch_all(&mut *connection)
             .await?;
             for (key, session_id, session_type, from_id, from_name, from_image) in rows {
-                self.put_session(
-                    SessionKey(key),
-                    SessionCard { session_id, session_type, from_id, from_name, from_image },
-                );
+                let card = SessionCard { session_id, session_type, from_id, from_name, from_image };
+                self.put_session(SessionKey(key), &Arc::new(card));
             }
         }
         let missing: Vec<i32> =

@@ -20,7 +20,8 @@ pub struct Kept {
     pub content_type: ContentType,
     pub content: String,
     pub version: i64,
-    pub created_at: DateTime<Utc>,
+    /// None: it is appended together with what repeats it.
+    pub created_at: Option<DateTime<Utc>>,
 }
 
 /// Finds messages by Id.
@@ -41,7 +42,7 @@ pub async fn find_kept(connection: &mut PgConnection, ids: &[&MessageId]) -> Res
                 content_type: message.content_type,
                 content: message.content,
                 version: row.try_get("version")?,
-                created_at: message.created_at,
+                created_at: Some(message.created_at),
             };
             Ok((message.id, kept))
         })

@@ -1,6 +1,6 @@
 //! Sessions: found and changed under the append lock, listed by anybody.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Row, postgres::PgRow};
@@ -17,30 +17,47 @@ use crate::domain::{
 /// A session with what an append needs to know of it.
 #[derive(Debug, Clone)]
 pub struct Found {
-    pub session: Session,
-    pub card: SessionCard,
+    pub session: Arc<Session>,
+    pub card: Arc<SessionCard>,
     /// Number of its newest message; 0 for none.
     pub last_seq: i32,
 }
 
-/// Finds sessions by id and opens the ledger. The connection must hold the append lock.
+/// What the store looked like under the append lock.
+#[derive(Debug)]
+pub struct Standing {
+    /// The newest version.
+    pub head: i64,
+    /// The count of changes to sessions and agents.
+    pub changes: i64,
+    /// The time for what is appended now.
+    pub appended_at: DateTime<Utc>,
+    /// Those of the sessions asked for that exist.
+    pub sessions: HashMap<String, Found>,
+}
+
+impl Standing {
+    /// A ledger for what is appended under the same lock.
+    pub fn ledger<'a>(&self) -> Ledger<'a> {
+        Ledger::locked(self.head, self.appended_at)
+    }
+}
+
+/// Finds sessions by id. The connection must hold the append lock.
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn for_append(
-    connection: &mut PgConnection,
-    session_ids: &[&str],
-) -> Result<(Ledger, HashMap<String, Found>)> {
+pub async fn for_append(connection: &mut PgConnection, session_ids: &[&str]) -> Result<Standing> {
     let rows = sqlx::query(include_str!("sql/sessions_for_append.sql")).bind(session_ids).fetch_all(connection).await?;
     let Some(first) = rows.first() else { return Err(sqlx::Error::RowNotFound) };
-    let ledger = Ledger::new(first.try_get("head")?, first.try_get("appended_at")?, first.try_get("transaction_id")?);
-    let mut found = HashMap::with_capacity(rows.len());
+    let mut sessions = HashMap::with_capacity(rows.len());
     for row in &rows {
-        if let Some(session) = read_found(row)? {
-            found.insert(session.session.session_id.clone(), session);
+        if let Some(found) = read_found(row)? {
+            sessions.insert(found.session.session_id.clone(), found);
         }
     }
-    Ok((ledger, found))
+    let (head, changes) = (first.try_get("head")?, first.try_get("changes")?);
+    Ok(Standing { head, changes, appended_at: first.try_get("appended_at")?, sessions })
 }
 
 /// Finds one session for a reader.
@@ -104,7 +121,7 @@ fn read_found(row: &PgRow) -> Result<Option<Found>> {
     let status = Status::from_number(number)
         .ok_or_else(|| sqlx::Error::Decode(format!("session {session_id:?} has the unknown status {number}").into()))?;
     Ok(Some(Found {
-        session: Session {
+        session: Arc::new(Session {
             key: SessionKey(row.try_get("session_key")?),
             session_id: session_id.clone(),
             status,
@@ -115,14 +132,14 @@ fn read_found(row: &PgRow) -> Result<Option<Found>> {
             last_op_by: row.try_get("last_op_by")?,
             last_op_to: row.try_get::<Option<i32>, _>("last_op_to")?.map(FeedKey),
             last_op_version: row.try_get("last_op_version")?,
-        },
-        card: SessionCard {
+        }),
+        card: Arc::new(SessionCard {
             session_id,
             session_type: row.try_get("session_type")?,
             from_id: row.try_get("from_id")?,
             from_name: row.try_get("from_name")?,
             from_image: row.try_get("from_image")?,
-        },
+        }),
         last_seq: row.try_get("last_seq")?,
     }))
 }

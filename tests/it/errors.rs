@@ -216,9 +216,11 @@ async fn faults_of_the_database() {
         }
     };
     no_internals(&ann.get("/session/list").await);
-    no_internals(&web.send_id("s1", "m2", "text").await);
     no_internals(&web.open("s2").await);
     run("alter table planted_name rename to sessions").await;
+    run("alter table events rename to planted_name").await;
+    no_internals(&web.send_id("s1", "m2", "text").await);
+    run("alter table planted_name rename to events").await;
     web.send_id("s1", "m2", "text").await.ok();
 }
 

@@ -15,15 +15,14 @@ const LOAD: &str = "
     insert into agents (feed_key, profile_key) select feed_key, profile_key from profiles;
     insert into sessions (opened_at, status, owner_key, session_id, from_id)
         select now(), 1, 1 + n % 120, 'session-' || n, 'customer' from generate_series(0, 1199) n;
-    insert into messages (session_key, created_at, version, seq, author_key, type, content_type, id, content)
-        select 1 + n % 1200, now(), n + 1, 1 + n / 1200, 1, 0, 0, gen_random_uuid(), repeat('x', 200)
-        from generate_series(0, 119999) n;
-    insert into events (version, created_at, session_key, feed_key, message_seq, profile_key, type, reason)
+    insert into events (version, created_at, session_key, feed_key, message_seq, profile_key, type, reason,
+                        author_key, message_type, content_type, id, content)
         select n + 1, '2026-01-01'::timestamptz + n * interval '1 s', 1 + n % 1200, 1 + n % 120,
-               case when n % 120 = 7 and n < 119880 or n = 119886 then 0 else 1 + n / 1200 end, 1,
-               case when n = 119886 then 0 when n % 120 = 7 and n < 119880 then 2 else 1 end,
-               case when n % 120 = 7 and n < 119880 then 1 else 0 end
-        from generate_series(0, 119999) n;
+               case type when 1 then 1 + n / 1200 else 0 end, 1, type, case type when 2 then 1 else 0 end,
+               case type when 1 then 1 else 0 end, 0, 0,
+               case type when 1 then gen_random_uuid() end, case type when 1 then repeat('x', 200) end
+        from generate_series(0, 119999) n,
+             lateral (select case when n = 119886 then 0 when n % 120 = 7 and n < 119880 then 2 else 1 end as type) t;
     insert into acks select 0, 0, feed_key, type from feeds, unnest(array[0, 1, 2]::smallint[]) type;
     -- Feed 9 has acknowledged every second Message: as many gaps as there can be.
     insert into acks select version, version, 9, 1 from events where feed_key = 9 and version % 240 = 9;

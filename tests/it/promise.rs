@@ -198,8 +198,8 @@ async fn read_all(world: &World, random: &mut Random) {
 async fn read_end(sql: &mut PgConnection, readers: Vec<String>) -> Final {
     type LogRow = (i64, String, i16, String, i16, Option<String>);
     let log: Vec<LogRow> = sqlx::query_as(
-        "select e.version, f.feed_id, e.type, s.session_id, e.reason, coalesce(m.id::text, m.id_text)
-         from events e join feeds f on f.feed_key = e.feed_key join sessions s on s.session_key = e.session_key
+        "select e.version, coalesce(f.feed_id, ''), e.type, s.session_id, e.reason, coalesce(m.id::text, m.id_text)
+         from events e left join feeds f on f.feed_key = e.feed_key join sessions s on s.session_key = e.session_key
          left join messages m on m.session_key = e.session_key and m.seq = e.message_seq
          order by e.version",
     )

@@ -1,12 +1,12 @@
 /* sessions.for_append */
 -- $1 session ids. Run under append_lock: what it gives stays true until the commit.
--- One row at least, which names the head, the time of this append (never before the newest
--- event's) and the transaction, whose fate can be asked for if its commit is not answered.
-select h.head, h.appended_at, h.transaction_id, s.*
+-- One row at least, which names the head, the count of changes to sessions and agents, and the time
+-- of this append (never before the newest event's).
+select h.head, h.changes, h.appended_at, s.*
 from (
     select greatest(coalesce((select max(version) from events), 0), oldest_version - 1) as head,
-           greatest(clock_timestamp(), (select created_at from events order by version desc limit 1)) as appended_at,
-           pg_current_xact_id()::text as transaction_id
+           (select last_value from session_changes) as changes,
+           greatest(clock_timestamp(), (select created_at from events order by version desc limit 1)) as appended_at
     from store
 ) h
 left join lateral (

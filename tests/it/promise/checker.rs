@@ -238,6 +238,8 @@ fn check_sessions_of_log(end: &Final, verdict: &mut Verdict) {
                 late
             }
             _ if holder.closed => true,
+            // Nobody is told of a message while its session is queued.
+            "Message" if feed.is_empty() => holder.owner.is_some(),
             "AddSession" => holder.owner.replace(feed).is_some(),
             "DelSession" => {
                 holder.closed = is_end;

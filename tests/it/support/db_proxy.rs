@@ -87,7 +87,7 @@ impl DbProxy {
         self.shared.mode.send_replace(mode);
     }
 
-    /// Decides about the next COMMIT that comes as a simple query.
+    /// Decides about the next COMMIT that comes as a simple query, or the next append that commits by itself.
     pub fn at_next_commit(&self, what: Commit) {
         *self.shared.commit.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
     }
@@ -153,6 +153,7 @@ async fn relay(mut client: TcpStream, mut server: Box<dyn Stream>, mut mode: wat
     }
     let is_dark = |mode| mode == Mode::Blackhole || mode == Mode::BlackholeListeners && listens;
     let mut dark = is_dark(*mode.borrow_and_update());
+    let mut appends = Appends::default();
     if !dark && server.write_all(&from_client[..first]).await.is_err() {
         return;
     }
@@ -169,8 +170,7 @@ async fn relay(mut client: TcpStream, mut server: Box<dyn Stream>, mut mode: wat
             read = client.read(&mut from_client), if !dark => {
                 let Ok(count @ 1..) = read else { return };
                 let bytes = &from_client[..count];
-                // A simple query: `Q`, its length, `commit`, 0.
-                let what = if has(bytes, b"Q\0\0\0\x0bcommit\0") { shared.commit.lock().unwrap_or_else(PoisonError::into_inner).take() } else { None };
+                let what = if appends.commits(bytes) { shared.commit.lock().unwrap_or_else(PoisonError::into_inner).take() } else { None };
                 if matches!(what, None | Some(Commit::AnswerIsCut)) && server.write_all(bytes).await.is_err() {
                     return;
                 }
@@ -193,6 +193,37 @@ async fn relay(mut client: TcpStream, mut server: Box<dyn Stream>, mut mode: wat
                 }
             }
         }
+    }
+}
+
+/// Tells which messages of a connection commit something.
+#[derive(Default)]
+struct Appends {
+    /// Name of the prepared statement that appends.
+    statement: Option<Vec<u8>>,
+    in_transaction: bool,
+}
+
+impl Appends {
+    fn commits(&mut self, bytes: &[u8]) -> bool {
+        // Parse: `P`, its length, the statement's name, 0, its text.
+        const TEXT: &[u8] = b"/* appends.write */";
+        if let Some(text) = bytes.windows(TEXT.len()).position(|window| window == TEXT) {
+            let parse = bytes[..text].iter().rposition(|byte| *byte == b'P').expect("a Parse message");
+            self.statement = Some(bytes[parse + 5..text].to_vec());
+        }
+        if has(bytes, b"begin; lock table") {
+            self.in_transaction = true;
+        }
+        // A simple query: `Q`, its length, `commit`, 0.
+        if has(bytes, b"Q\0\0\0\x0bcommit\0") {
+            self.in_transaction = false;
+            return true;
+        }
+        // Bind: `B`, its length, an unnamed portal's 0, the statement's name, 0.
+        !self.in_transaction
+            && bytes.first() == Some(&b'B')
+            && self.statement.as_ref().is_some_and(|name| bytes.get(6..6 + name.len()) == Some(name.as_slice()))
     }
 }
 
