@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Serialize, Serializer};
+
 use super::{fault::Fault, limits};
 
 /// Key of a feed in the database. An agent's or a gateway's, as the code says where it matters.
@@ -124,6 +126,15 @@ impl fmt::Display for MessageId {
         match self {
             Self::Uuid(id) => id.fmt(f),
             Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+impl Serialize for MessageId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Uuid(id) => serializer.serialize_str(id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())),
+            Self::Text(text) => serializer.serialize_str(text),
         }
     }
 }

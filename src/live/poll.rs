@@ -133,7 +133,7 @@ impl Polls {
         let mut page =
             read_deadline(events::read_before(&mut lease, &self.live.cards, wanted, before.unwrap_or(i64::MAX)))
                 .await?;
-        lease.finish();
+        lease.finish_unless(page.cut);
         let mut answer = fitting(&self.live, &mut page)?;
         answer.events.reverse();
         answer.next = page.events.last().map_or(0, |oldest| oldest.version);
@@ -197,7 +197,7 @@ impl Polls {
         let mut lease = self.live.db.lease().await?;
         let mut page = read_deadline(events::read_after(&mut lease, &self.live.cards, wanted, seen)).await?;
         let state = if seen > page.head { Some(read_deadline(events::store_state(&mut lease)).await?) } else { None };
-        lease.finish();
+        lease.finish_unless(page.cut);
         if let Some(state) = state.filter(|state| seen > state.head) {
             return Err(Fault::HistoryUnknown { head: state.head, epoch: state.epoch });
         }
@@ -255,7 +255,7 @@ impl Polls {
     async fn read_unacked(&self, wanted: Wanted) -> Result<(Answer, Arc<[i64]>), Fault> {
         let mut lease = self.live.db.lease().await?;
         let mut page = read_deadline(events::read_unacked(&mut lease, &self.live.cards, wanted)).await?;
-        lease.finish();
+        lease.finish_unless(page.cut);
         let answer = fitting(&self.live, &mut page)?;
         let versions = page.events.iter().map(|event| event.version).collect();
         Ok((answer, versions))

@@ -4,11 +4,12 @@
 use std::{collections::HashMap, sync::Arc};
 
 use chrono::{DateTime, Utc};
+use futures_util::{Stream, TryStreamExt};
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
 use super::{Result, cards::Cards};
 use crate::domain::{
-    event::{Event, EventType, Reason, TypeSet},
+    event::{Event, EventType, Profile, Reason, SessionCard, TypeSet},
     ids::{FeedKey, MessageId, ProfileKey, SessionKey},
     limits,
     message::{ContentType, Message, MessageType},
@@ -25,6 +26,9 @@ pub struct Page {
     pub head: i64,
     /// The oldest version still kept.
     pub oldest: i64,
+    /// Whether the statement had more to give than was taken: its connection is better closed than
+    /// read to the end.
+    pub cut: bool,
 }
 
 /// Whose events, which and how many.
@@ -50,7 +54,7 @@ pub struct StoreState {
 /// # Errors
 /// When the database cannot be read.
 pub async fn read_after(connection: &mut PgConnection, cards: &Cards, wanted: Wanted, after: i64) -> Result<Page> {
-    read(connection, cards, include_str!("sql/read_after.sql"), wanted, after).await
+    read(connection, cards, include_str!("sql/read_after.sql"), wanted, after, Order::Rising).await
 }
 
 /// Events of a feed before a version, newest first.
@@ -58,7 +62,7 @@ pub async fn read_after(connection: &mut PgConnection, cards: &Cards, wanted: Wa
 /// # Errors
 /// When the database cannot be read.
 pub async fn read_before(connection: &mut PgConnection, cards: &Cards, wanted: Wanted, before: i64) -> Result<Page> {
-    read(connection, cards, include_str!("sql/read_before.sql"), wanted, before).await
+    read(connection, cards, include_str!("sql/read_before.sql"), wanted, before, Order::Falling).await
 }
 
 /// Events of a feed that are not acknowledged, oldest first.
@@ -66,7 +70,7 @@ pub async fn read_before(connection: &mut PgConnection, cards: &Cards, wanted: W
 /// # Errors
 /// When the database cannot be read.
 pub async fn read_unacked(connection: &mut PgConnection, cards: &Cards, wanted: Wanted) -> Result<Page> {
-    read(connection, cards, include_str!("sql/read_unacked.sql"), wanted, 0).await
+    read(connection, cards, include_str!("sql/read_unacked.sql"), wanted, 0, Order::Rising).await
 }
 
 /// Events of all feeds after a version, oldest first.
@@ -74,13 +78,9 @@ pub async fn read_unacked(connection: &mut PgConnection, cards: &Cards, wanted: 
 /// # Errors
 /// When the database cannot be read.
 pub async fn read_all(connection: &mut PgConnection, cards: &Cards, after: i64, limit: i64) -> Result<Page> {
-    let rows = sqlx::query(include_str!("sql/read_all.sql"))
-        .bind(after)
-        .bind(limit + 1)
-        .bind(limits::ANSWER_BYTES_MAX_SQL)
-        .fetch_all(&mut *connection)
-        .await?;
-    assemble(connection, cards, rows, limit).await
+    let read = sqlx::query(include_str!("sql/read_all.sql")).bind(after).bind(limit + 1);
+    let rows = take_rows(read.fetch(&mut *connection), limit, Order::Rising).await?;
+    assemble(connection, cards, rows).await
 }
 
 async fn read(
@@ -89,21 +89,20 @@ async fn read(
     statement: &'static str,
     wanted: Wanted,
     version: i64,
+    order: Order,
 ) -> Result<Page> {
-    let rows = sqlx::query(statement)
+    let read = sqlx::query(statement)
         .bind(wanted.feed.0)
         .bind(version)
         .bind(wanted.limit + 1)
         .bind(wanted.types.has(EventType::AddSession))
         .bind(wanted.types.has(EventType::Message))
-        .bind(wanted.types.has(EventType::DelSession))
-        .bind(limits::ANSWER_BYTES_MAX_SQL)
-        .fetch_all(&mut *connection)
-        .await?;
-    assemble(connection, cards, rows, wanted.limit).await
+        .bind(wanted.types.has(EventType::DelSession));
+    let rows = take_rows(read.fetch(&mut *connection), wanted.limit, order).await?;
+    assemble(connection, cards, rows).await
 }
 
-/// An event as the statements give it.
+/// An event as the statements give it: their columns, by number, in this order.
 struct EventRow {
     version: i64,
     session: SessionKey,
@@ -116,25 +115,80 @@ struct EventRow {
 }
 
 impl EventRow {
-    /// None for the row that only names the head.
-    fn read(row: &PgRow) -> Result<Option<Self>> {
-        let Some(version) = row.try_get::<Option<i64>, _>("version")? else { return Ok(None) };
-        let number: i16 = row.try_get("type")?;
+    /// Columns are taken by number and without a check of their types: a page of a thousand events
+    /// has thirteen thousand of them. The statements are ours, and tests read every column.
+    fn read(row: &PgRow) -> Result<Self> {
+        let version: i64 = row.try_get_unchecked(0)?;
+        let number: i16 = row.try_get_unchecked(6)?;
         let r#type = EventType::from_number(number)
             .ok_or_else(|| sqlx::Error::Decode(format!("event {version} has the unknown type {number}").into()))?;
-        let message =
-            if r#type == EventType::Message { Some(Arc::new(read_message(row, "message_type")?)) } else { None };
-        Ok(Some(Self {
+        let message = if r#type == EventType::Message {
+            Some(Arc::new(Message {
+                r#type: MessageType::from_number(row.try_get_unchecked(8)?),
+                id: MessageId::from_columns(row.try_get_unchecked(10)?, row.try_get_unchecked(11)?),
+                content_type: ContentType::from_number(row.try_get_unchecked(9)?),
+                content: row.try_get_unchecked(12)?,
+                created_at: row.try_get_unchecked(2)?,
+            }))
+        } else {
+            None
+        };
+        Ok(Self {
             version,
-            session: SessionKey(row.try_get("session_key")?),
-            feed: FeedKey(row.try_get("feed_key")?),
-            message_seq: row.try_get("message_seq")?,
-            profile: ProfileKey(row.try_get("profile_key")?),
+            session: SessionKey(row.try_get_unchecked(1)?),
+            feed: FeedKey(row.try_get_unchecked(3)?),
+            message_seq: row.try_get_unchecked(4)?,
+            profile: ProfileKey(row.try_get_unchecked(5)?),
             r#type,
-            reason: Reason::from_number(row.try_get("reason")?),
+            reason: Reason::from_number(row.try_get_unchecked(7)?),
             message,
-        }))
+        })
     }
+}
+
+/// What a statement gave.
+struct Rows {
+    head: i64,
+    oldest: i64,
+    events: Vec<EventRow>,
+    more: bool,
+    cut: bool,
+}
+
+/// How versions follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Rising,
+    Falling,
+}
+
+/// Takes rows up to `limit`, and no more of them than fit an answer.
+async fn take_rows(mut stream: impl Stream<Item = Result<PgRow>> + Unpin, limit: i64, order: Order) -> Result<Rows> {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let header = stream.try_next().await?.ok_or(sqlx::Error::RowNotFound)?;
+    let (head, oldest) = (header.try_get(0)?, header.try_get(1)?);
+    let mut rows = Rows { head, oldest, events: Vec::new(), more: false, cut: false };
+    let mut bytes = 0;
+    while let Some(row) = stream.try_next().await? {
+        if rows.events.len() == limit {
+            rows.more = true;
+            // It was the last.
+            continue;
+        }
+        let event = EventRow::read(&row)?;
+        // The statements order within and only join without; a plan that mixes them up must not pass.
+        let follows = rows.events.last().is_none_or(|last| (event.version > last.version) == (order == Order::Rising));
+        if !follows {
+            return Err(sqlx::Error::Decode(format!("event {} comes out of order", event.version).into()));
+        }
+        bytes += event.message.as_ref().map_or(0, |message| message.content.len());
+        rows.events.push(event);
+        if bytes >= limits::ANSWER_BYTES_MAX {
+            (rows.more, rows.cut) = (true, true);
+            break;
+        }
+    }
+    Ok(rows)
 }
 
 /// The message of a row that holds one; `type_column` names its type.
@@ -148,22 +202,8 @@ pub(super) fn read_message(row: &PgRow, type_column: &str) -> Result<Message> {
     })
 }
 
-async fn assemble(connection: &mut PgConnection, cards: &Cards, rows: Vec<PgRow>, limit: i64) -> Result<Page> {
-    let (head, oldest) = match rows.first() {
-        Some(row) => (row.try_get("head")?, row.try_get("oldest")?),
-        None => return Err(sqlx::Error::RowNotFound),
-    };
-    // Fewer than asked for, yet more than nothing, may also mean that the content grew too large.
-    let asked = usize::try_from(limit).unwrap_or(usize::MAX);
-    let mut events: Vec<EventRow> = Vec::with_capacity(rows.len());
-    for row in &rows {
-        events.extend(EventRow::read(row)?);
-    }
-    let bytes: usize =
-        events.iter().filter_map(|event| event.message.as_ref()).map(|message| message.content.len()).sum();
-    let mut more = events.len() > asked || bytes >= limits::ANSWER_BYTES_MAX;
-    events.truncate(asked);
-
+async fn assemble(connection: &mut PgConnection, cards: &Cards, rows: Rows) -> Result<Page> {
+    let Rows { head, oldest, mut events, mut more, cut } = rows;
     let brought = last_messages(connection, &events).await?;
     if let Some(complete) = brought.complete_events {
         more |= complete < events.len();
@@ -171,13 +211,26 @@ async fn assemble(connection: &mut PgConnection, cards: &Cards, rows: Vec<PgRow>
     }
     let mut brought = brought.messages;
 
-    let sessions: Vec<i64> = events.iter().map(|event| event.session.0).collect();
-    let profiles: Vec<i32> = events.iter().map(|event| event.profile.0).collect();
-    cards.load(connection, &sessions, &profiles).await?;
+    // Each once, however many events there are: a feed has far fewer sessions than events.
+    let mut sessions: HashMap<SessionKey, Option<Arc<SessionCard>>> = HashMap::new();
+    let mut profiles: HashMap<ProfileKey, Option<Arc<Profile>>> = HashMap::new();
+    for event in &events {
+        sessions.insert(event.session, None);
+        profiles.insert(event.profile, None);
+    }
+    let session_keys: Vec<i64> = sessions.keys().map(|key| key.0).collect();
+    let profile_keys: Vec<i32> = profiles.keys().map(|key| key.0).collect();
+    cards.load(connection, &session_keys, &profile_keys).await?;
+    for (key, card) in &mut sessions {
+        *card = cards.session(*key);
+    }
+    for (key, card) in &mut profiles {
+        *card = cards.profile(*key);
+    }
     let events = events
         .into_iter()
         .map(|event| {
-            let session = cards.session(event.session).ok_or_else(|| {
+            let session = sessions.get(&event.session).cloned().flatten().ok_or_else(|| {
                 sqlx::Error::Decode(
                     format!("event {} refers to session {}, which does not exist", event.version, event.session.0)
                         .into(),
@@ -188,7 +241,7 @@ async fn assemble(connection: &mut PgConnection, cards: &Cards, rows: Vec<PgRow>
                 feed: event.feed,
                 r#type: event.r#type,
                 session,
-                agent: cards.profile(event.profile),
+                agent: profiles.get(&event.profile).cloned().flatten(),
                 reason: event.reason,
                 messages: match event.message {
                     Some(message) => vec![message],
@@ -197,7 +250,7 @@ async fn assemble(connection: &mut PgConnection, cards: &Cards, rows: Vec<PgRow>
             })
         })
         .collect::<Result<Vec<Event>>>()?;
-    Ok(Page { events, more, head, oldest })
+    Ok(Page { events, more, head, oldest, cut })
 }
 
 /// The messages that AddSession events brought.

@@ -45,7 +45,8 @@ fn session_settings() -> String {
          set client_connection_check_interval = 1000; \
          set plan_cache_mode = force_generic_plan; set jit = off; set random_page_cost = 1.1; \
          set enable_seqscan = off; set enable_bitmapscan = off; set enable_hashjoin = off; set enable_mergejoin = off; \
-         set enable_sort = off; set timezone = 'UTC'",
+         set enable_sort = off; set enable_memoize = off; set enable_material = off; \
+         set default_transaction_isolation = 'read committed'; set timezone = 'UTC'",
         limits::DB_STATEMENT_MS,
         limits::DB_LOCK_MS,
         limits::DB_IDLE_IN_TRANSACTION_MS
@@ -139,6 +140,11 @@ pub struct Lease {
 impl Lease {
     pub fn finish(mut self) {
         self.finished = true;
+    }
+
+    /// [`Lease::finish`], unless a statement still has much to give that nobody wants.
+    pub fn finish_unless(mut self, cut: bool) {
+        self.finished = !cut;
     }
 }
 
