@@ -1,5 +1,6 @@
 //! The commands. Wiring, top to bottom, and no logic.
 
+pub mod bench;
 pub mod database;
 pub mod demo;
 pub mod healthcheck;
@@ -38,6 +39,11 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Plays conversations through the HTTP interface and checks that nothing is lost.
     Demo(Box<demo::DemoArgs>),
+    /// Measures the service beside what the same machine does without it.
+    Bench(Box<bench::BenchArgs>),
+    /// Serves what the benchmark compares with.
+    #[command(hide = true)]
+    BenchYardsticks(bench::yardsticks::YardsticksArgs),
     /// Applies the migrations, or shows what is missing.
     Migrate(migrate::MigrateArgs),
     /// Makes, lists and revokes tokens.
@@ -69,6 +75,8 @@ pub fn main() -> ExitCode {
         match command {
             Command::Serve(args) => serve::run(&args).await,
             Command::Demo(args) => demo::run(&args).await,
+            Command::Bench(args) => bench::run(&args).await,
+            Command::BenchYardsticks(args) => bench::yardsticks::serve(&args).await,
             Command::Migrate(args) => migrate::run(&args).await,
             Command::Token(args) => token::run(&args).await,
             Command::Healthcheck(args) => healthcheck::run(&args).await,

@@ -25,6 +25,7 @@ pub mod pool;
 pub mod schema;
 pub mod sessions;
 pub mod tokens;
+pub mod yardsticks;
 
 use crate::domain::fault::Fault;
 

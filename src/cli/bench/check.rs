@@ -1,0 +1,234 @@
+//! What the messages of a run say, and whether readers were told it: once, unchanged, in order and
+//! under the version that the sender was given. A run in which that fails gives no figures.
+
+use std::{borrow::Cow, net::SocketAddr};
+
+use anyhow::{Context, bail, ensure};
+use serde::Deserialize;
+use tokio::task::JoinSet;
+
+use super::{
+    wire::{Wire, get},
+    world::Feed,
+};
+
+/// Bytes of every message.
+pub const CONTENT_BYTES: usize = 300;
+/// Digits of the number that begins every message.
+const NUMBER_DIGITS: usize = 20;
+const PADDING: &str = " Where is my parcel? It was promised for today. ";
+/// Connections that read everything back.
+const READERS: usize = 4;
+
+/// What message `number` says: different for every number.
+pub fn content(number: u64) -> String {
+    let mut text = String::with_capacity(CONTENT_BYTES + PADDING.len());
+    text.push_str(&format!("{number:0width$}", width = NUMBER_DIGITS));
+    while text.len() < CONTENT_BYTES {
+        text.push_str(PADDING);
+    }
+    text.truncate(CONTENT_BYTES);
+    text
+}
+
+/// The body of a POST of one message.
+pub fn message(session: &str, number: u64, id: Option<&str>) -> Vec<u8> {
+    let id = id.map(|id| format!("\"Id\":\"{id}\",")).unwrap_or_default();
+    format!("{{{id}\"SessionId\":\"{session}\",\"Content\":\"{}\"}}", content(number)).into_bytes()
+}
+
+/// The body of a POST of `count` messages, the first of which has the number `first`.
+pub fn batch(sessions: &[String], first: u64, count: u64) -> Vec<u8> {
+    let mut body = Vec::with_capacity(usize::try_from(count).unwrap_or(0) * (CONTENT_BYTES + 100));
+    body.push(b'[');
+    for number in first..first + count {
+        if number > first {
+            body.push(b',');
+        }
+        body.extend(message(&sessions[turn(number, sessions.len())], number, None));
+    }
+    body.push(b']');
+    body
+}
+
+/// Which of `among` sessions message `number` goes to.
+pub fn turn(number: u64, among: usize) -> usize {
+    usize::try_from(number % among.max(1) as u64).unwrap_or(0)
+}
+
+/// The versions in an answer to `/message/send`, in order.
+///
+/// # Errors
+/// When a message was refused, or kept for a queued session, which has no version yet.
+pub fn versions_of(body: &[u8]) -> anyhow::Result<Vec<i64>> {
+    const NAME: &[u8] = b"\"Version\":";
+    let mut versions = Vec::new();
+    let mut rest = body;
+    while let Some(at) = rest.windows(NAME.len()).position(|window| window == NAME) {
+        rest = &rest[at + NAME.len()..];
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        versions.push(std::str::from_utf8(&rest[..digits])?.parse()?);
+    }
+    let refused = versions.is_empty() || body.windows(7).any(|window| window == b"\"code\":");
+    ensure!(!refused && !versions.contains(&0), "not kept: {}", String::from_utf8_lossy(body));
+    Ok(versions)
+}
+
+#[derive(Deserialize)]
+struct Event<'a> {
+    e: &'a str,
+    #[serde(rename = "Version")]
+    version: i64,
+    #[serde(rename = "Data", borrow)]
+    data: Data<'a>,
+}
+
+#[derive(Deserialize)]
+struct Data<'a> {
+    #[serde(rename = "Message", borrow, default)]
+    message: Vec<Entry<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Entry<'a> {
+    #[serde(rename = "Content", borrow)]
+    content: Cow<'a, str>,
+}
+
+/// The messages of an answer of `/message/query` as (version, number).
+///
+/// # Errors
+/// When one was changed, or the versions do not ascend.
+pub fn messages_of(body: &[u8]) -> anyhow::Result<Vec<(i64, u64)>> {
+    let events: Vec<Event<'_>> = serde_json::from_slice(body)?;
+    let mut messages = Vec::with_capacity(events.len());
+    let mut last = 0;
+    for event in events {
+        ensure!(event.version > last, "version {} comes after {last}", event.version);
+        last = event.version;
+        if event.e != "Message" {
+            continue;
+        }
+        let [entry] = event.data.message.as_slice() else {
+            bail!("the Message event {} has {} messages", event.version, event.data.message.len());
+        };
+        let number = entry.content.get(..NUMBER_DIGITS).and_then(|digits| digits.parse().ok());
+        let number: u64 = number.with_context(|| format!("version {} was changed", event.version))?;
+        ensure!(entry.content == content(number), "message {number} was changed");
+        messages.push((event.version, number));
+    }
+    Ok(messages)
+}
+
+/// What senders were told.
+#[derive(Debug, Default)]
+pub struct Acknowledged {
+    /// (version, number)
+    told: Vec<(i64, u64)>,
+}
+
+impl Acknowledged {
+    /// Message `number` was acknowledged as `version`.
+    pub fn note(&mut self, number: u64, version: i64) {
+        self.told.push((version, number));
+    }
+
+    pub fn extend(&mut self, other: Self) {
+        self.told.extend(other.told);
+    }
+
+    pub fn count(&self) -> usize {
+        self.told.len()
+    }
+
+    /// Reads all that the feeds hold after version `after`: it must be what was acknowledged, no
+    /// less and no more, each message in the feed that its number says ([`turn`]).
+    ///
+    /// # Errors
+    /// With what is wrong.
+    pub async fn check(mut self, address: SocketAddr, feeds: &[Feed], after: i64) -> anyhow::Result<()> {
+        self.told.sort_unstable();
+        ensure!(
+            self.told.windows(2).all(|pair| pair[0].0 < pair[1].0),
+            "two messages were acknowledged as the same version"
+        );
+        let told = std::sync::Arc::new(self.told);
+        let mut tasks = JoinSet::new();
+        for reader in 0..READERS {
+            let own = feeds.iter().cloned().enumerate().skip(reader).step_by(READERS);
+            let (own, told, among) = (own.collect::<Vec<_>>(), std::sync::Arc::clone(&told), feeds.len());
+            tasks.spawn(async move {
+                let mut wire = Wire::connect(address).await?;
+                let mut found = 0;
+                for (position, feed) in own {
+                    for (version, number) in read_after(&mut wire, &feed, after).await? {
+                        let known = told.binary_search(&(version, number)).is_ok();
+                        ensure!(known, "message {number} is read as {version}, which nobody was told");
+                        ensure!(turn(number, among) == position, "message {number} is in another feed than its own");
+                        found += 1;
+                    }
+                }
+                anyhow::Ok(found)
+            });
+        }
+        let mut found = 0;
+        while let Some(ended) = tasks.join_next().await {
+            found += ended??;
+        }
+        ensure!(found == told.len(), "{} messages were acknowledged, {found} can be read", told.len());
+        Ok(())
+    }
+}
+
+/// The messages of a feed after a version, in pages of 1,000.
+///
+/// # Errors
+/// When the order or a content is wrong.
+pub async fn read_after(wire: &mut Wire, feed: &Feed, after: i64) -> anyhow::Result<Vec<(i64, u64)>> {
+    let mut all = Vec::new();
+    let (mut next, mut more) = (after, true);
+    while more {
+        let path = format!("/message/query?a={next}&wait=0&limit=1000");
+        let page = wire.exchange_ok(&get(&path, &feed.token)).await?;
+        let messages = messages_of(&page.body)?;
+        if let Some((version, _)) = messages.first() {
+            ensure!(*version > next, "version {version} appears behind {next}");
+        }
+        all.extend(messages);
+        ensure!(!page.feed_more || page.feed_next > next, "Feed-Next stays at {next}");
+        (next, more) = (page.feed_next, page.feed_more);
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(version: i64, text: &str) -> String {
+        format!(r#"{{"e":"Message","Version":{version},"Data":{{"Type":0,"Message":[{{"Content":"{text}"}}]}}}}"#)
+    }
+
+    #[test]
+    fn messages_have_their_size_and_differ() {
+        assert_eq!(content(7).len(), CONTENT_BYTES);
+        assert_ne!(content(7), content(8));
+    }
+
+    #[test]
+    fn what_is_changed_or_out_of_order_is_seen() {
+        let (first, second) = (event(5, &content(1)), event(6, &content(2)));
+        assert_eq!(messages_of(format!("[{first},{second}]").as_bytes()).unwrap(), [(5, 1), (6, 2)]);
+        assert!(messages_of(format!("[{second},{first}]").as_bytes()).is_err());
+        assert!(messages_of(format!("[{first},{first}]").as_bytes()).is_err());
+        let changed = first.replace("parcel", "letter");
+        assert!(messages_of(format!("[{changed}]").as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_refusal_is_no_acknowledgement() {
+        assert_eq!(versions_of(br#"[{"Version":7},{"Version":8}]"#).unwrap(), [7, 8]);
+        assert!(versions_of(br#"[{"Version":7},{"code":40900}]"#).is_err());
+        assert!(versions_of(br#"{"Version":0}"#).is_err());
+    }
+}

@@ -1,0 +1,131 @@
+//! How large the jobs are, how long their cells take, and who is told how far they are.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::BenchArgs;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Size {
+    /// Seconds in all: does it work?
+    Smoke,
+    /// A few minutes.
+    Quick,
+    /// As large as the targets say: up to ten million events, an hour.
+    Full,
+}
+
+/// What the jobs of a run do.
+pub struct Plan {
+    pub size: Size,
+    pub sizes: Sizes,
+    pub rounds: u32,
+    /// How long a cell is measured.
+    pub time: Duration,
+    pub progress: ProgressBar,
+}
+
+/// How many of what.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Feeds that are written to by the jobs that send.
+    pub feeds: usize,
+    /// Senders of `append`.
+    pub senders: &'static [usize],
+    /// Messages a second where a rate is fixed.
+    pub rate: u32,
+    /// Senders of `batch`.
+    pub batch_senders: &'static [usize],
+    /// Messages that `disk` writes.
+    pub disk_messages: u64,
+    /// Parked polls of `wake`.
+    pub wake_parked: &'static [usize],
+    /// Readers of `fanout`.
+    pub fanout_readers: &'static [usize],
+    /// Events in the table for `pages`, ascending.
+    pub page_events: &'static [u64],
+    /// Readers of `pages` from the index; from the tail 4 are added.
+    pub page_readers: &'static [usize],
+    /// Parked polls of `parked`, ascending.
+    pub parked: &'static [usize],
+    /// Clients of `restart`.
+    pub restart_clients: usize,
+    /// Events in the table for `growth`, ascending.
+    pub growth_events: &'static [u64],
+}
+
+const SMOKE: Sizes = Sizes {
+    feeds: 10,
+    senders: &[1, 16],
+    rate: 200,
+    batch_senders: &[1],
+    disk_messages: 10_000,
+    wake_parked: &[20],
+    fanout_readers: &[20],
+    page_events: &[5_000],
+    page_readers: &[1],
+    parked: &[100],
+    restart_clients: 50,
+    growth_events: &[1_000, 5_000],
+};
+
+const QUICK: Sizes = Sizes {
+    feeds: 100,
+    senders: &[1, 16, 64, 256],
+    rate: 1_000,
+    batch_senders: &[1, 16],
+    disk_messages: 50_000,
+    wake_parked: &[100, 1_000],
+    fanout_readers: &[100, 1_000],
+    page_events: &[200_000],
+    page_readers: &[1, 16],
+    parked: &[2_000, 10_000],
+    restart_clients: 2_000,
+    growth_events: &[20_000, 200_000],
+};
+
+const FULL: Sizes = Sizes {
+    feeds: 100,
+    senders: &[1, 16, 64, 256],
+    rate: 1_000,
+    batch_senders: &[1, 16],
+    disk_messages: 200_000,
+    wake_parked: &[100, 1_000, 10_000],
+    fanout_readers: &[100, 1_000],
+    page_events: &[1_000_000, 10_000_000],
+    page_readers: &[1, 16],
+    parked: &[10_000, 40_000],
+    restart_clients: 10_000,
+    growth_events: &[100_000, 1_000_000, 10_000_000],
+};
+
+impl Plan {
+    pub fn new(args: &BenchArgs) -> Self {
+        let (sizes, rounds, seconds) = match args.size {
+            Size::Smoke => (SMOKE, 1, 0.2),
+            Size::Quick => (QUICK, 3, 1.0),
+            Size::Full => (FULL, 3, 4.0),
+        };
+        let progress = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed_precise} {msg}") {
+            progress.set_style(style);
+        }
+        progress.enable_steady_tick(Duration::from_millis(250));
+        Self {
+            size: args.size,
+            sizes,
+            rounds: args.rounds.unwrap_or(rounds),
+            time: Duration::from_secs_f64(args.seconds.unwrap_or(seconds)),
+            progress,
+        }
+    }
+
+    /// Says what is done now.
+    pub fn says(&self, what: &str) {
+        self.progress.set_message(what.to_owned());
+    }
+}

@@ -1,0 +1,228 @@
+//! What was measured: latencies, and figures by round with their medians and their ratios to
+//! yardsticks.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::targets::{self, Target};
+
+/// Latencies in microseconds, up to two minutes, to three digits. Takes some 150 KiB: one for each
+/// sender is fine, one for each parked reader is not.
+#[derive(Debug, Clone)]
+pub struct Latencies(Histogram<u64>);
+
+impl Latencies {
+    /// # Errors
+    /// Never with these bounds; the library wants it said.
+    pub fn new() -> anyhow::Result<Self> {
+        Ok(Self(Histogram::new_with_bounds(1, 120_000_000, 3)?))
+    }
+
+    pub fn record(&mut self, latency: Duration) {
+        self.0.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1));
+    }
+
+    /// # Errors
+    /// Never: all have the same bounds.
+    pub fn add(&mut self, other: &Self) -> anyhow::Result<()> {
+        Ok(self.0.add(&other.0)?)
+    }
+
+    /// The latency that this part (0.5, 0.99) of all stays within, in milliseconds.
+    pub fn at(&self, quantile: f64) -> f64 {
+        self.0.value_at_quantile(quantile) as f64 / 1000.0
+    }
+
+    /// In milliseconds.
+    pub fn max(&self) -> f64 {
+        self.0.max() as f64 / 1000.0
+    }
+
+    pub fn count(&self) -> u64 {
+        self.0.len()
+    }
+}
+
+/// One thing measured, absolute or as a ratio to one yardstick.
+#[derive(Debug, Clone, Serialize)]
+pub struct Figure {
+    /// Such as `append`.
+    pub job: String,
+    /// Of the job's cells, such as `64 senders`.
+    pub what: String,
+    /// Such as `throughput`, `p50`.
+    pub metric: String,
+    pub unit: String,
+    /// The median of `rounds`.
+    pub value: f64,
+    pub rounds: Vec<f64>,
+    /// What it is compared with; None: the figure stands for itself.
+    pub yardstick: Option<String>,
+    /// The yardstick's own figures, by round.
+    pub yardstick_rounds: Vec<f64>,
+    /// The median of `ratio_rounds`.
+    pub ratio: Option<f64>,
+    /// The figure of each round divided by the yardstick's of the same round.
+    pub ratio_rounds: Vec<f64>,
+    pub target: Option<&'static Target>,
+    pub met: Option<bool>,
+}
+
+/// All figures of a run, in the order in which they were first measured.
+#[derive(Debug, Default, Serialize)]
+pub struct Results {
+    pub figures: Vec<Figure>,
+    /// What could not be measured, and why.
+    pub left_out: Vec<String>,
+    /// Jobs that have failed, and how. They have no figures.
+    pub failures: Vec<String>,
+}
+
+impl Results {
+    /// Notes a value of this round, and beside it yardsticks (name, value) of the same round.
+    pub fn push(&mut self, job: &str, what: &str, metric: &str, unit: &str, value: f64, yardsticks: &[(&str, f64)]) {
+        self.figure(job, what, metric, unit, None).push(value, None);
+        for (name, yardstick) in yardsticks {
+            self.figure(job, what, metric, unit, Some(name)).push(value, Some(*yardstick));
+        }
+    }
+
+    /// [`Results::push`] for the usual quantiles: p50, p99, p99.9, max.
+    pub fn push_latencies(&mut self, job: &str, what: &str, latencies: &Latencies) {
+        for (metric, quantile) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
+            self.push(job, what, metric, "ms", latencies.at(quantile), &[]);
+        }
+        self.push(job, what, "max", "ms", latencies.max(), &[]);
+    }
+
+    /// Notes a yardstick of this round in its own right: job `yardsticks`.
+    pub fn push_yardstick(&mut self, what: &str, metric: &str, unit: &str, value: f64) {
+        self.push(targets::YARDSTICKS, what, metric, unit, value, &[]);
+    }
+
+    /// The median of a figure that stands for itself.
+    pub fn value(&self, job: &str, what: &str, metric: &str) -> Option<f64> {
+        let found = self.figures.iter().find(|figure| figure.is(job, what, metric, None));
+        found.map(|figure| figure.value)
+    }
+
+    /// Says that something was not measured.
+    pub fn leave_out(&mut self, what: impl Into<String>) {
+        self.left_out.push(what.into());
+    }
+
+    /// A job has failed: what it measured before does not count.
+    pub fn fail(&mut self, job: &str, why: &anyhow::Error) {
+        self.figures.retain(|figure| figure.job != job);
+        self.failures.push(format!("{job}: {why:#}"));
+    }
+
+    fn figure(&mut self, job: &str, what: &str, metric: &str, unit: &str, yardstick: Option<&str>) -> &mut Figure {
+        let found = self.figures.iter().position(|figure| figure.is(job, what, metric, yardstick));
+        let position = found.unwrap_or_else(|| {
+            self.figures.push(Figure {
+                job: job.to_owned(),
+                what: what.to_owned(),
+                metric: metric.to_owned(),
+                unit: unit.to_owned(),
+                value: 0.0,
+                rounds: Vec::new(),
+                yardstick: yardstick.map(str::to_owned),
+                yardstick_rounds: Vec::new(),
+                ratio: None,
+                ratio_rounds: Vec::new(),
+                target: targets::of(job, what, metric, yardstick),
+                met: None,
+            });
+            self.figures.len() - 1
+        });
+        &mut self.figures[position]
+    }
+}
+
+impl Figure {
+    fn is(&self, job: &str, what: &str, metric: &str, yardstick: Option<&str>) -> bool {
+        self.job == job && self.what == what && self.metric == metric && self.yardstick.as_deref() == yardstick
+    }
+
+    fn push(&mut self, value: f64, yardstick: Option<f64>) {
+        self.rounds.push(value);
+        self.value = median(&self.rounds);
+        if let Some(yardstick) = yardstick {
+            self.yardstick_rounds.push(yardstick);
+            self.ratio_rounds.push(value / yardstick);
+            self.ratio = Some(median(&self.ratio_rounds));
+        }
+        self.met = self.target.map(|target| target.is_met(self.compared()));
+    }
+
+    /// What a target looks at: the ratio, or the value where there is no yardstick.
+    pub fn compared(&self) -> f64 {
+        self.ratio.unwrap_or(self.value)
+    }
+}
+
+/// 0 of nothing.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => 0.0,
+        length if length % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+/// A count as figures are named: `10,000`.
+pub fn count(number: impl TryInto<u64>) -> String {
+    let digits = number.try_into().unwrap_or(u64::MAX).to_string();
+    let mut text = String::new();
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_medians_of_their_rounds() {
+        let mut results = Results::default();
+        for (value, naive) in [(30.0, 1.0), (10.0, 2.0), (20.0, 10.0)] {
+            results.push("append", "64 senders", "throughput", "messages/s", value, &[("naive over HTTP", naive)]);
+        }
+        assert_eq!(results.value("append", "64 senders", "throughput"), Some(20.0));
+        assert_eq!(results.figures.len(), 2);
+        let beside = &results.figures[1];
+        assert_eq!(beside.rounds, [30.0, 10.0, 20.0]);
+        // 30, 5 and 2: the ratios' median, not the medians' ratio.
+        assert_eq!(beside.ratio, Some(5.0));
+        assert_eq!(beside.met, Some(false));
+    }
+
+    #[test]
+    fn a_failed_job_has_no_figures() {
+        let mut results = Results::default();
+        results.push("append", "64 senders", "throughput", "messages/s", 1.0, &[]);
+        results.push("batch", "16 senders", "throughput", "messages/s", 1.0, &[]);
+        results.fail("append", &anyhow::anyhow!("message 7 was changed"));
+        assert_eq!(results.figures.len(), 1);
+        assert_eq!(results.failures, ["append: message 7 was changed"]);
+    }
+
+    #[test]
+    fn counts_are_grouped() {
+        assert_eq!(
+            [count(7_u32), count(100_u32), count(1000_u32), count(10_000_000_u32)],
+            ["7", "100", "1,000", "10,000,000"]
+        );
+    }
+}

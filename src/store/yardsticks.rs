@@ -1,0 +1,234 @@
+//! What PostgreSQL itself can do, for `deskfeed bench` to be measured against: tables as small as
+//! they can be, in a database of their own. And what the benchmark asks of the service's database.
+
+use std::{str::FromStr, time::Duration};
+
+use futures_util::TryStreamExt;
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Row,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+};
+
+use super::Result;
+
+/// Channel of the naive way: a notification for each message.
+const CHANNEL: &str = "yardstick";
+/// More connections than this wait for each other for longer than they work.
+const ACQUIRE: Duration = Duration::from_secs(60);
+
+/// Connections for the naive server.
+///
+/// # Errors
+/// When `url` cannot be read.
+pub fn pool(url: &str, connections: u32) -> Result<PgPool> {
+    let options = PgConnectOptions::from_str(url)?.disable_statement_logging();
+    // No test of a connection before its use: that would be a round trip more for each message.
+    let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE).test_before_acquire(false);
+    Ok(pool.connect_lazy_with(options))
+}
+
+/// A connection with PostgreSQL's own settings.
+///
+/// # Errors
+/// When the server cannot be reached.
+pub async fn connect(url: &str) -> Result<PgConnection> {
+    PgConnection::connect_with(&PgConnectOptions::from_str(url)?.disable_statement_logging()).await
+}
+
+/// A connection that hears the notifications of [`insert_and_notify`].
+///
+/// # Errors
+/// When the server cannot be reached.
+pub async fn listen(url: &str) -> Result<PgListener> {
+    let mut listener = PgListener::connect(url).await?;
+    listener.listen(CHANNEL).await?;
+    Ok(listener)
+}
+
+/// Makes a database on the server of `url`.
+///
+/// # Errors
+/// When the server refuses it.
+pub async fn create_database(url: &str, name: &str) -> Result<()> {
+    let mut connection = connect(url).await?;
+    let statement = format!("create database {name} encoding 'UTF8' locale 'C' template template0");
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await?;
+    connection.close().await
+}
+
+/// Removes a database of the server of `url`.
+///
+/// # Errors
+/// When the server refuses it.
+pub async fn drop_database(url: &str, name: &str) -> Result<()> {
+    let mut connection = connect(url).await?;
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(format!("drop database {name} with (force)")))).await?;
+    connection.close().await
+}
+
+/// Makes the tables.
+///
+/// # Errors
+/// When the database refuses it.
+pub async fn prepare(connection: &mut PgConnection) -> Result<()> {
+    let statements = "
+        create table if not exists single (
+            version bigint generated always as identity primary key, feed integer not null, body text not null);
+        create table if not exists many (
+            version bigint primary key, feed integer not null, body text not null);
+        create table if not exists scanned (
+            version bigint primary key, feed integer not null, body text not null);
+        create index if not exists scanned_by_feed on scanned (feed, version)";
+    connection.execute(sqlx::raw_sql(statements)).await?;
+    Ok(())
+}
+
+/// One message in a transaction of its own with a NOTIFY of its own. Gives its version.
+///
+/// # Errors
+/// When the database refuses it.
+pub async fn insert_and_notify(connection: &mut PgConnection, body: &str) -> Result<i64> {
+    let mut transaction = connection.begin().await?;
+    let version = insert(&mut transaction, body).await?;
+    sqlx::query("select pg_notify($1, $2)").bind(CHANNEL).bind(version.to_string()).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(version)
+}
+
+/// One message in a transaction of its own. Gives its version.
+///
+/// # Errors
+/// When the database refuses it.
+pub async fn insert(connection: &mut PgConnection, body: &str) -> Result<i64> {
+    sqlx::query_scalar("insert into single (feed, body) values (1, $1) returning version")
+        .bind(body)
+        .fetch_one(connection)
+        .await
+}
+
+/// Rows in one statement and one transaction, numbered from `first`.
+///
+/// # Errors
+/// When the database refuses it.
+pub async fn insert_many(connection: &mut PgConnection, first: i64, bodies: &[String]) -> Result<()> {
+    let versions: Vec<i64> = (first..).take(bodies.len()).collect();
+    let feeds: Vec<i32> = versions.iter().map(|version| i32::try_from(version % 100).unwrap_or(0)).collect();
+    sqlx::query("insert into many (version, feed, body) select * from unnest($1::bigint[], $2::integer[], $3::text[])")
+        .bind(versions)
+        .bind(feeds)
+        .bind(bodies)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Empties the table of [`insert_many`]: its rate is that of a fresh table.
+///
+/// # Errors
+/// When the database refuses it.
+pub async fn empty_many(connection: &mut PgConnection) -> Result<()> {
+    connection.execute("truncate many").await?;
+    Ok(())
+}
+
+/// Fills the table of [`scan`] up to `rows` rows of `bytes` bytes, in turn in feeds 0 to `feeds - 1`.
+///
+/// # Errors
+/// When the database refuses it.
+pub async fn fill(connection: &mut PgConnection, rows: i64, feeds: i32, bytes: i32) -> Result<()> {
+    let statement = "
+        insert into scanned (version, feed, body)
+        select version, version % $2, rpad(version::text, $3, 'x')
+        from generate_series((select coalesce(max(version), 0) + 1 from scanned), $1) version";
+    sqlx::query(statement).bind(rows).bind(feeds).bind(bytes).execute(&mut *connection).await?;
+    connection.execute("vacuum (analyze) scanned").await?;
+    Ok(())
+}
+
+/// Empties the table of [`scan`].
+///
+/// # Errors
+/// When the database refuses it.
+pub async fn empty_scanned(connection: &mut PgConnection) -> Result<()> {
+    connection.execute("truncate scanned").await?;
+    Ok(())
+}
+
+/// Makes a connection read by index, as the service's do.
+///
+/// # Errors
+/// When the database refuses it.
+pub async fn prepare_scan(connection: &mut PgConnection) -> Result<()> {
+    let settings = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set enable_bitmapscan = off; \
+                    set enable_sort = off";
+    connection.execute(sqlx::raw_sql(settings)).await?;
+    Ok(())
+}
+
+/// Rows of a feed after a version, by index: the last version, how many, the bytes of their bodies.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn scan(connection: &mut PgConnection, feed: i32, after: i64, limit: i64) -> Result<(i64, u64, u64)> {
+    let mut rows =
+        sqlx::query("select version, body from scanned where feed = $1 and version > $2 order by version limit $3")
+            .bind(feed)
+            .bind(after)
+            .bind(limit)
+            .fetch(connection);
+    let (mut last, mut count, mut bytes) = (after, 0, 0);
+    while let Some(row) = rows.try_next().await? {
+        last = row.try_get_unchecked(0)?;
+        bytes += row.try_get_unchecked::<&str, _>(1)?.len() as u64;
+        count += 1;
+    }
+    Ok((last, count, bytes))
+}
+
+/// Does now what autovacuum and the checkpointer would do in the minutes after much was written.
+///
+/// # Errors
+/// When the database refuses it.
+pub async fn settle(url: &str) -> Result<()> {
+    let mut connection = connect(url).await?;
+    connection.execute("vacuum (analyze)").await?;
+    connection.execute("checkpoint").await?;
+    connection.close().await
+}
+
+/// Bytes on disk of all tables of the service, with their indexes.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn disk_bytes(connection: &mut PgConnection) -> Result<i64> {
+    sqlx::query_scalar(
+        "select sum(pg_total_relation_size(oid))::bigint from pg_class
+         where relkind = 'r' and relnamespace = 'public'::regnamespace",
+    )
+    .fetch_one(connection)
+    .await
+}
+
+/// Transactions of the database so far: nearly every statement of the service is one.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn transactions(connection: &mut PgConnection) -> Result<i64> {
+    sqlx::query_scalar("select xact_commit + xact_rollback from pg_stat_database where datname = current_database()")
+        .fetch_one(connection)
+        .await
+}
+
+/// Settings of the server that figures depend on, as (name, value).
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn settings(connection: &mut PgConnection) -> Result<Vec<(String, String)>> {
+    sqlx::query_as(
+        "select name, current_setting(name) from unnest(array['server_version', 'fsync', 'synchronous_commit',
+            'full_page_writes', 'wal_sync_method', 'shared_buffers', 'max_wal_size', 'checkpoint_timeout',
+            'max_connections', 'autovacuum']) name",
+    )
+    .fetch_all(connection)
+    .await
+}
