@@ -122,6 +122,14 @@ pub async fn insert_many(connection: &mut PgConnection, first: i64, bodies: &[St
     Ok(())
 }
 
+/// Rows that [`insert_many`] has put into its table.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn count_many(connection: &mut PgConnection) -> Result<i64> {
+    sqlx::query_scalar("select count(*) from many").fetch_one(connection).await
+}
+
 /// Empties the table of [`insert_many`]: its rate is that of a fresh table.
 ///
 /// # Errors
@@ -207,6 +215,14 @@ pub async fn disk_bytes(connection: &mut PgConnection) -> Result<i64> {
     )
     .fetch_one(connection)
     .await
+}
+
+/// What the server keeps in its own memory.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn shared_buffers_bytes(connection: &mut PgConnection) -> Result<i64> {
+    sqlx::query_scalar("select pg_size_bytes(current_setting('shared_buffers'))").fetch_one(connection).await
 }
 
 /// Transactions of the database so far: nearly every statement of the service is one.

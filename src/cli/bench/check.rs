@@ -4,6 +4,7 @@
 use std::{borrow::Cow, net::SocketAddr};
 
 use anyhow::{Context, bail, ensure};
+use memchr::memmem;
 use serde::Deserialize;
 use tokio::task::JoinSet;
 
@@ -22,8 +23,8 @@ const READERS: usize = 4;
 
 /// What message `number` says: different for every number.
 pub fn content(number: u64) -> String {
-    let mut text = String::with_capacity(CONTENT_BYTES + PADDING.len());
-    text.push_str(&format!("{number:0width$}", width = NUMBER_DIGITS));
+    let mut text = format!("{number:0NUMBER_DIGITS$}");
+    text.reserve(CONTENT_BYTES);
     while text.len() < CONTENT_BYTES {
         text.push_str(PADDING);
     }
@@ -61,17 +62,20 @@ pub fn turn(number: u64, among: usize) -> usize {
 /// # Errors
 /// When a message was refused, or kept for a queued session, which has no version yet.
 pub fn versions_of(body: &[u8]) -> anyhow::Result<Vec<i64>> {
-    const NAME: &[u8] = b"\"Version\":";
-    let mut versions = Vec::new();
-    let mut rest = body;
-    while let Some(at) = rest.windows(NAME.len()).position(|window| window == NAME) {
-        rest = &rest[at + NAME.len()..];
-        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        versions.push(std::str::from_utf8(&rest[..digits])?.parse()?);
-    }
+    let versions: Vec<i64> = versions_in(body).collect::<anyhow::Result<_>>()?;
     let refused = versions.is_empty() || body.windows(7).any(|window| window == b"\"code\":");
     ensure!(!refused && !versions.contains(&0), "not kept: {}", String::from_utf8_lossy(body));
     Ok(versions)
+}
+
+/// The versions that stand in an answer, in order, whatever else does. No content of ours can look like one.
+pub fn versions_in(body: &[u8]) -> impl Iterator<Item = anyhow::Result<i64>> {
+    const NAME: &[u8] = b"\"Version\":";
+    memmem::find_iter(body, NAME).map(|at| {
+        let rest = &body[at + NAME.len()..];
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        Ok(std::str::from_utf8(&rest[..digits])?.parse()?)
+    })
 }
 
 #[derive(Deserialize)]
@@ -141,41 +145,60 @@ impl Acknowledged {
         self.told.len()
     }
 
+    /// Ascending.
+    pub fn versions(&self) -> Vec<i64> {
+        let mut versions: Vec<i64> = self.told.iter().map(|(version, _)| *version).collect();
+        versions.sort_unstable();
+        versions
+    }
+
     /// Reads all that the feeds hold after version `after`: it must be what was acknowledged, no
     /// less and no more, each message in the feed that its number says ([`turn`]).
     ///
     /// # Errors
     /// With what is wrong.
-    pub async fn check(mut self, address: SocketAddr, feeds: &[Feed], after: i64) -> anyhow::Result<()> {
-        self.told.sort_unstable();
-        ensure!(
-            self.told.windows(2).all(|pair| pair[0].0 < pair[1].0),
-            "two messages were acknowledged as the same version"
-        );
-        let told = std::sync::Arc::new(self.told);
+    pub async fn check(self, address: SocketAddr, feeds: &[Feed], after: i64) -> anyhow::Result<()> {
         let mut tasks = JoinSet::new();
         for reader in 0..READERS {
-            let own = feeds.iter().cloned().enumerate().skip(reader).step_by(READERS);
-            let (own, told, among) = (own.collect::<Vec<_>>(), std::sync::Arc::clone(&told), feeds.len());
+            let own: Vec<(usize, Feed)> = feeds.iter().cloned().enumerate().skip(reader).step_by(READERS).collect();
             tasks.spawn(async move {
                 let mut wire = Wire::connect(address).await?;
-                let mut found = 0;
+                let mut read = Vec::with_capacity(own.len());
                 for (position, feed) in own {
-                    for (version, number) in read_after(&mut wire, &feed, after).await? {
-                        let known = told.binary_search(&(version, number)).is_ok();
-                        ensure!(known, "message {number} is read as {version}, which nobody was told");
-                        ensure!(turn(number, among) == position, "message {number} is in another feed than its own");
-                        found += 1;
-                    }
+                    read.push((position, read_after(&mut wire, &feed, after).await?));
                 }
-                anyhow::Ok(found)
+                anyhow::Ok(read)
             });
         }
-        let mut found = 0;
+        let mut read = vec![Vec::new(); feeds.len()];
         while let Some(ended) = tasks.join_next().await {
-            found += ended??;
+            for (position, messages) in ended?? {
+                read[position] = messages;
+            }
         }
-        ensure!(found == told.len(), "{} messages were acknowledged, {found} can be read", told.len());
+        self.compare(&read)
+    }
+
+    /// Whether the feeds, as (version, number) each, hold what was acknowledged.
+    ///
+    /// # Errors
+    /// With what is wrong.
+    pub fn compare(mut self, feeds: &[Vec<(i64, u64)>]) -> anyhow::Result<()> {
+        self.told.sort_unstable();
+        let distinct = self.told.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        ensure!(distinct, "two messages were acknowledged as the same version");
+        for (position, messages) in feeds.iter().enumerate() {
+            let ascending = messages.windows(2).all(|pair| pair[0].0 < pair[1].0);
+            ensure!(ascending, "the messages of a feed are not in the order of their versions");
+            for (version, number) in messages {
+                let told = self.told.binary_search(&(*version, *number)).is_ok();
+                ensure!(told, "message {number} is read as {version}, which nobody was told");
+                ensure!(turn(*number, feeds.len()) == position, "message {number} is in another feed than its own");
+            }
+        }
+        // Each read is one that was told, and none was read twice: equal counts mean equal sets.
+        let found: usize = feeds.iter().map(Vec::len).sum();
+        ensure!(found == self.told.len(), "{} messages were acknowledged, {found} can be read", self.told.len());
         Ok(())
     }
 }
@@ -230,5 +253,22 @@ mod tests {
         assert_eq!(versions_of(br#"[{"Version":7},{"Version":8}]"#).unwrap(), [7, 8]);
         assert!(versions_of(br#"[{"Version":7},{"code":40900}]"#).is_err());
         assert!(versions_of(br#"{"Version":0}"#).is_err());
+    }
+
+    #[test]
+    fn each_way_of_breaking_the_promise_is_seen() {
+        // Two feeds; message n goes to feed n % 2.
+        let told = || Acknowledged { told: vec![(13, 3), (10, 0), (12, 2), (11, 1)] };
+        let good = [vec![(10, 0), (12, 2)], vec![(11, 1), (13, 3)]];
+        told().compare(&good).unwrap();
+        let wrong = |feeds: [Vec<(i64, u64)>; 2]| told().compare(&feeds).unwrap_err().to_string();
+        assert!(wrong([vec![(10, 0)], good[1].clone()]).contains("3 can be read"), "lost");
+        assert!(wrong([vec![(10, 0), (12, 2), (14, 2)], good[1].clone()]).contains("nobody was told"), "doubled");
+        assert!(wrong([vec![(10, 0), (15, 2)], good[1].clone()]).contains("nobody was told"), "another version");
+        assert!(wrong([vec![(12, 2), (10, 0)], good[1].clone()]).contains("order"), "out of order");
+        assert!(wrong([vec![(10, 0), (10, 0)], good[1].clone()]).contains("order"), "given twice");
+        assert!(wrong([vec![(10, 0), (11, 1)], vec![(12, 2), (13, 3)]]).contains("another feed"), "gone astray");
+        let twice = Acknowledged { told: vec![(10, 0), (10, 1)] };
+        assert!(twice.compare(&[vec![], vec![]]).is_err(), "one version twice");
     }
 }

@@ -47,6 +47,8 @@ pub struct Sent {
     pub messages_per_second: f64,
     pub latencies: Latencies,
     pub acknowledged: Acknowledged,
+    /// When each message was due, by its number, where a rate is fixed.
+    pub due: Vec<(u64, Instant)>,
 }
 
 impl Load {
@@ -116,8 +118,9 @@ impl Load {
                 loop {
                     let next = due.lock().await.recv().await;
                     let Some(at) = next else { return anyhow::Ok(told) };
-                    load.send(&mut wire, &mut told.acknowledged).await?;
+                    let number = load.send(&mut wire, &mut told.acknowledged).await?;
                     told.latencies.record(at.elapsed());
+                    told.due.push((number, at));
                     told.messages += load.batch;
                 }
             });
@@ -125,7 +128,8 @@ impl Load {
         collect(tasks, time).await
     }
 
-    async fn send(&self, wire: &mut Wire, acknowledged: &mut Acknowledged) -> anyhow::Result<()> {
+    /// Gives the number of the first message.
+    async fn send(&self, wire: &mut Wire, acknowledged: &mut Acknowledged) -> anyhow::Result<u64> {
         let first = self.numbers.fetch_add(self.batch as u64, Ordering::Relaxed);
         let answered = wire.exchange_ok(&self.request(first)).await?;
         let versions = versions_of(&answered.body)?;
@@ -133,7 +137,7 @@ impl Load {
         for (number, version) in (first..).zip(versions) {
             acknowledged.note(number, version);
         }
-        Ok(())
+        Ok(first)
     }
 
     fn request(&self, first: u64) -> Vec<u8> {
@@ -176,11 +180,12 @@ struct Told {
     acknowledged: Acknowledged,
     latencies: Latencies,
     messages: usize,
+    due: Vec<(u64, Instant)>,
 }
 
 impl Told {
     fn new() -> anyhow::Result<Self> {
-        Ok(Self { acknowledged: Acknowledged::default(), latencies: Latencies::new()?, messages: 0 })
+        Ok(Self { acknowledged: Acknowledged::default(), latencies: Latencies::new()?, messages: 0, due: Vec::new() })
     }
 }
 
@@ -191,9 +196,10 @@ async fn collect(mut tasks: JoinSet<anyhow::Result<Told>>, time: Duration) -> an
         all.latencies.add(&told.latencies)?;
         all.acknowledged.extend(told.acknowledged);
         all.messages += told.messages;
+        all.due.extend(told.due);
     }
     let messages_per_second = all.messages as f64 / time.as_secs_f64();
-    Ok(Sent { messages_per_second, latencies: all.latencies, acknowledged: all.acknowledged })
+    Ok(Sent { messages_per_second, latencies: all.latencies, acknowledged: all.acknowledged, due: all.due })
 }
 
 /// Sends, and checks that all of it can be read as it was acknowledged. Nobody else may write to

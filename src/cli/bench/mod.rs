@@ -4,12 +4,12 @@
 mod append;
 mod check;
 mod fanout;
-mod growth;
+mod history;
 mod load;
 mod machine;
-mod pages;
 mod parked;
 mod plan;
+mod polls;
 mod process;
 mod report;
 mod restart;
@@ -108,7 +108,9 @@ pub async fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
 
 /// Runs the jobs. One that fails leaves no figures, and the next one runs.
 async fn measure(args: &BenchArgs, plan: &Plan, world: &mut World, results: &mut Results) {
-    for &job in Job::value_variants().iter().filter(|job| args.jobs.is_empty() || args.jobs.contains(job)) {
+    let is_wanted = |job: Job| args.jobs.is_empty() || args.jobs.contains(&job);
+    let mut is_done = false;
+    for &job in Job::value_variants().iter().filter(|job| is_wanted(**job)) {
         plan.says(job.name());
         let done = match job {
             Job::Append => append::run(world, plan, results).await,
@@ -116,10 +118,14 @@ async fn measure(args: &BenchArgs, plan: &Plan, world: &mut World, results: &mut
             Job::Disk => append::run_disk(world, plan, results).await,
             Job::Wake => wake::run(world, plan, results).await,
             Job::Fanout => fanout::run(world, plan, results).await,
-            Job::Pages => pages::run(world, plan, results).await,
+            // One table grows for both.
+            Job::Pages | Job::Growth if is_done => continue,
+            Job::Pages | Job::Growth => {
+                is_done = true;
+                history::run(world, plan, results, is_wanted(Job::Pages), is_wanted(Job::Growth)).await
+            }
             Job::Parked => parked::run(world, plan, results).await,
             Job::Restart => restart::run(world, plan, results).await,
-            Job::Growth => growth::run(world, plan, results).await,
         };
         if let Err(error) = done {
             results.fail(job.name(), &error);

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     machine,
     plan::Size,
-    stats::{Figure, Results},
+    stats::{Figure, Results, grouped, median},
     targets::{TARGETS, YARDSTICKS},
     world::World,
 };
@@ -33,9 +33,13 @@ pub async fn machine(world: &World) -> BTreeMap<String, String> {
     let settings = async { yardsticks::settings(&mut yardsticks::connect(url).await?).await };
     match settings.await {
         Ok(settings) => {
-            described.extend(settings.into_iter().map(|(name, value)| (format!("postgresql {name}"), value)))
+            for (name, value) in settings {
+                described.insert(format!("postgresql {name}"), value);
+            }
         }
-        Err(error) => drop(described.insert("postgresql".to_owned(), format!("does not tell: {error}"))),
+        Err(error) => {
+            described.insert("postgresql".to_owned(), format!("does not tell: {error}"));
+        }
     }
     described
 }
@@ -78,10 +82,8 @@ impl Report {
                 lines.push(format!("{}: {}", figure.job, figure.what));
                 section = Some(here);
             }
-            lines.push(self.line(figure));
-            lines.extend(
-                self.results.figures.iter().filter(|beside| beside.is_beside(figure)).map(|beside| self.line(beside)),
-            );
+            lines.push(line(figure));
+            lines.extend(self.results.figures.iter().filter(|beside| beside.is_beside(figure)).map(line));
         }
         lines.push(String::new());
         lines.extend(self.verdicts());
@@ -100,55 +102,23 @@ impl Report {
         lines.join("\n") + "\n"
     }
 
-    fn line(&self, figure: &Figure) -> String {
-        let judged = match (figure.target, figure.met) {
-            (Some(target), Some(true)) => format!("   target {} met", target.bound_text()),
-            (Some(target), _) => {
-                let missed = target.missed_by(figure.compared()) * 100.0;
-                format!("   target {} MISSED by {missed:.0} %", target.bound_text())
+    /// The targets, one a line for each figure that they bound.
+    fn verdicts(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for target in &TARGETS {
+            let measured = self.results.figures.iter().filter(|f| f.target.is_some_and(|t| std::ptr::eq(t, target)));
+            let mut is_measured = false;
+            for figure in measured {
+                is_measured = true;
+                let verdict = if figure.met == Some(true) { "met   " } else { "MISSED" };
+                let (bound, got) = (target.bound_text(), number(figure.compared()));
+                lines.push(format!("{verdict}    {}, {}: {} ({bound}: {got})", target.job, figure.what, target.text));
             }
-            (None, _) => String::new(),
-        };
-        match (&figure.yardstick, figure.ratio) {
-            (Some(yardstick), Some(ratio)) => {
-                let of = super::stats::median(&figure.yardstick_rounds);
-                let against = format!("x {yardstick} ({} {})", number(of), figure.unit);
-                format!("    {:<22}{:>12.3} {against:<52}{judged}", "", ratio)
-            }
-            _ => {
-                let spread = match figure.rounds.as_slice() {
-                    [] | [_] => String::new(),
-                    rounds => {
-                        let least = rounds.iter().copied().fold(f64::INFINITY, f64::min);
-                        let most = rounds.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                        format!("({} .. {})", number(least), number(most))
-                    }
-                };
-                let said = format!("{} {spread}", figure.unit);
-                format!("    {:<22}{:>12} {said:<52}{judged}", figure.metric, number(figure.value))
-                    .trim_end()
-                    .to_owned()
+            if !is_measured {
+                lines.push(format!("-         {}, {}: {}: not measured", target.job, target.what, target.text));
             }
         }
-    }
-
-    /// The targets, one a line.
-    fn verdicts(&self) -> Vec<String> {
-        TARGETS
-            .iter()
-            .map(|target| {
-                let measured =
-                    self.results.figures.iter().find(|figure| figure.target.is_some_and(|t| std::ptr::eq(t, target)));
-                let verdict = match measured {
-                    None => "-         ".to_owned(),
-                    Some(figure) if figure.met == Some(true) => "met       ".to_owned(),
-                    Some(_) => "MISSED    ".to_owned(),
-                };
-                let got =
-                    measured.map_or_else(|| "not measured".to_owned(), |figure| format!("{:.2}", figure.compared()));
-                format!("{verdict}{}, {}: {} ({}: {got})", target.job, target.what, target.text, target.bound_text())
-            })
-            .collect()
+        lines
     }
 }
 
@@ -161,10 +131,43 @@ impl Figure {
     }
 }
 
+/// A figure, or its ratio to a yardstick, and what its target says of it.
+fn line(figure: &Figure) -> String {
+    let judged = match (figure.target, figure.met) {
+        (Some(target), Some(true)) => format!("   target {} met", target.bound_text()),
+        (Some(target), _) => {
+            let missed = target.missed_by(figure.compared()) * 100.0;
+            format!("   target {} MISSED by {missed:.0} %", target.bound_text())
+        }
+        (None, _) => String::new(),
+    };
+    match (&figure.yardstick, figure.ratio) {
+        (Some(yardstick), Some(ratio)) => {
+            let of = median(&figure.yardstick_rounds);
+            // A yardstick may count something else than the figure does (requests beside messages).
+            let unit = if figure.unit.ends_with("/s") { "/s" } else { &figure.unit };
+            let against = format!("x {yardstick} ({} {unit})", number(of));
+            format!("    {:<22}{:>12.3} {against:<52}{judged}", "", ratio).trim_end().to_owned()
+        }
+        _ => {
+            let spread = match figure.rounds.as_slice() {
+                [] | [_] => String::new(),
+                rounds => {
+                    let least = rounds.iter().copied().fold(f64::INFINITY, f64::min);
+                    let most = rounds.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    format!("({} .. {})", number(least), number(most))
+                }
+            };
+            let said = format!("{} {spread}", figure.unit);
+            format!("    {:<22}{:>12} {said:<52}{judged}", figure.metric, number(figure.value)).trim_end().to_owned()
+        }
+    }
+}
+
 /// Three digits or so, grouped.
 fn number(value: f64) -> String {
     match value.abs() {
-        size if size >= 1000.0 && value > 0.0 => super::stats::count(value.round() as u64),
+        size if size >= 1000.0 && value > 0.0 => grouped(&format!("{value:.0}")),
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.3}"),

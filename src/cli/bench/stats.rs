@@ -91,7 +91,13 @@ impl Results {
 
     /// [`Results::push`] for the usual quantiles: p50, p99, p99.9, max.
     pub fn push_latencies(&mut self, job: &str, what: &str, latencies: &Latencies) {
-        for (metric, quantile) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
+        self.push_latencies_beside(job, what, latencies, &[]);
+    }
+
+    /// [`Results::push_latencies`] with yardsticks, in ms, for the p50.
+    pub fn push_latencies_beside(&mut self, job: &str, what: &str, latencies: &Latencies, p50: &[(&str, f64)]) {
+        self.push(job, what, "p50", "ms", latencies.at(0.5), p50);
+        for (metric, quantile) in [("p99", 0.99), ("p99.9", 0.999)] {
             self.push(job, what, metric, "ms", latencies.at(quantile), &[]);
         }
         self.push(job, what, "max", "ms", latencies.max(), &[]);
@@ -100,12 +106,6 @@ impl Results {
     /// Notes a yardstick of this round in its own right: job `yardsticks`.
     pub fn push_yardstick(&mut self, what: &str, metric: &str, unit: &str, value: f64) {
         self.push(targets::YARDSTICKS, what, metric, unit, value, &[]);
-    }
-
-    /// The median of a figure that stands for itself.
-    pub fn value(&self, job: &str, what: &str, metric: &str) -> Option<f64> {
-        let found = self.figures.iter().find(|figure| figure.is(job, what, metric, None));
-        found.map(|figure| figure.value)
     }
 
     /// Says that something was not measured.
@@ -178,7 +178,11 @@ pub fn median(values: &[f64]) -> f64 {
 
 /// A count as figures are named: `10,000`.
 pub fn count(number: impl TryInto<u64>) -> String {
-    let digits = number.try_into().unwrap_or(u64::MAX).to_string();
+    grouped(&number.try_into().unwrap_or(u64::MAX).to_string())
+}
+
+/// Digits with a comma before each third from the end.
+pub fn grouped(digits: &str) -> String {
     let mut text = String::new();
     for (position, digit) in digits.chars().enumerate() {
         if position > 0 && (digits.len() - position).is_multiple_of(3) {
@@ -199,7 +203,7 @@ mod tests {
         for (value, naive) in [(30.0, 1.0), (10.0, 2.0), (20.0, 10.0)] {
             results.push("append", "64 senders", "throughput", "messages/s", value, &[("naive over HTTP", naive)]);
         }
-        assert_eq!(results.value("append", "64 senders", "throughput"), Some(20.0));
+        assert!((results.figures[0].value - 20.0).abs() < f64::EPSILON);
         assert_eq!(results.figures.len(), 2);
         let beside = &results.figures[1];
         assert_eq!(beside.rounds, [30.0, 10.0, 20.0]);

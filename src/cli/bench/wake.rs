@@ -1,8 +1,111 @@
-//! The job `wake`.
+//! The job `wake`: parked polls, each on its own feed, and messages at a fixed rate.
 
-use super::{Plan, stats::Results, world::World};
+use std::{collections::HashMap, time::Duration};
+
+use anyhow::Context;
+use tokio::time::sleep;
+
+use super::{
+    Plan,
+    load::Load,
+    polls::Polls,
+    stats::{Latencies, Results, count},
+    targets::NOTIFY_ROUND_TRIP,
+    world::{Feed, World},
+    yardsticks,
+};
+
+/// Messages a second when it is quiet.
+const QUIET: u32 = 200;
+/// PostgreSQL's processes tell their statistics ten seconds after their last transaction, at the latest.
+const STATISTICS_ARE_IN: Duration = Duration::from_millis(10_500);
 
 pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyhow::Result<()> {
-    let _ = (world, plan, results);
+    let most = plan.sizes.wake_parked.iter().copied().max().unwrap_or(1);
+    plan.says(&format!("wake: making {most} feeds"));
+    let feeds = world.feeds(most, "wake").await?;
+    for round in 1..=plan.rounds {
+        let mut of_fewest = None;
+        for &parked in plan.sizes.wake_parked {
+            for (rate, load) in [(QUIET, "quiet".to_owned()), (plan.sizes.rate, offered(plan.sizes.rate))] {
+                let what = format!("{} parked, {load}", count(parked));
+                plan.says(&format!("wake, round {round}: {what}"));
+                let mut notify = None;
+                if let Some(url) = world.yardsticks_url() {
+                    notify = Some(yardsticks::notify_round_trip(&url, plan.time / 2).await?);
+                }
+                let is_counted = rate == plan.sizes.rate && plan.sizes.wake_parked.len() > 1;
+                let cell = Cell { feeds: &feeds[..parked], rate, time: plan.time, counts_transactions: is_counted };
+                let woken = cell.measure(world).await?;
+                let mut beside = Vec::new();
+                if let Some(notify) = &notify {
+                    beside.push((NOTIFY_ROUND_TRIP, notify.at(0.5)));
+                    let above = woken.latencies.at(0.99) - notify.at(0.99);
+                    results.push("wake", &what, "p99 above NOTIFY", "ms", above, &[]);
+                    push_notify(results, notify);
+                }
+                results.push_latencies_beside("wake", &what, &woken.latencies, &beside);
+                if let Some(transactions) = woken.transactions_per_second {
+                    let few = *of_fewest.get_or_insert(transactions);
+                    let name = format!("{} parked", count(plan.sizes.wake_parked[0]));
+                    results.push("wake", &what, "transactions", "1/s", transactions, &[(&name, few)]);
+                }
+            }
+        }
+    }
     Ok(())
+}
+
+fn offered(rate: u32) -> String {
+    format!("{} messages/s", count(rate))
+}
+
+fn push_notify(results: &mut Results, notify: &Latencies) {
+    for (metric, quantile) in [("p50", 0.5), ("p99", 0.99)] {
+        results.push_yardstick(NOTIFY_ROUND_TRIP, metric, "ms", notify.at(quantile));
+    }
+}
+
+/// One cell: a poll on each feed, and so many messages a second to all of them in turn.
+pub struct Cell<'a> {
+    pub feeds: &'a [Feed],
+    pub rate: u32,
+    pub time: Duration,
+    pub counts_transactions: bool,
+}
+
+/// What a cell gave.
+pub struct Woken {
+    /// From the moment at which a message was due to the last byte of the poll that brought it.
+    pub latencies: Latencies,
+    /// Of the whole database, while messages were sent.
+    pub transactions_per_second: Option<f64>,
+}
+
+impl Cell<'_> {
+    /// # Errors
+    /// When a reader was given something else than was acknowledged.
+    pub async fn measure(&self, world: &World) -> anyhow::Result<Woken> {
+        let polls = Polls::park(world, self.feeds, world.head().await?).await?;
+        let url = world.database_url.as_deref().filter(|_| self.counts_transactions);
+        let before = settled_transactions(url).await?;
+        let sent = Load::on(world, self.feeds).open_loop(self.rate, self.time).await?;
+        let after = settled_transactions(url).await?;
+        let given = polls.end(world, sent.acknowledged).await?;
+
+        let due: HashMap<u64, _> = sent.due.into_iter().collect();
+        let mut latencies = Latencies::new()?;
+        for message in given {
+            let due = due.get(&message.number).context("a message that was never due")?;
+            latencies.record(message.at.saturating_duration_since(*due));
+        }
+        let transactions = before.zip(after).map(|(before, after)| (after - before) as f64 / self.time.as_secs_f64());
+        Ok(Woken { latencies, transactions_per_second: transactions })
+    }
+}
+
+async fn settled_transactions(url: Option<&str>) -> anyhow::Result<Option<i64>> {
+    let Some(url) = url else { return Ok(None) };
+    sleep(STATISTICS_ARE_IN).await;
+    yardsticks::transactions(url).await.map(Some)
 }

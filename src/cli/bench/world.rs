@@ -155,7 +155,8 @@ impl World {
             own.postgres.stop(STOP).await?;
         } else {
             let mut wire = Wire::connect(self.address).await?;
-            for feed in self.made.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner));
+            for feed in made {
                 ask(&mut wire, &self.admin, "/admin/agent", &json!({"Id": feed.agent, "Status": "away"})).await?;
                 ask(&mut wire, &self.admin, "/session/close", &json!({"SessionId": feed.session})).await?;
             }
@@ -341,6 +342,24 @@ impl World {
             ensure!(Instant::now() < until, "{parked} polls of {count} are parked");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Waits until the polls of a job that has ended are gone.
+    ///
+    /// # Errors
+    /// When they stay for a minute.
+    pub async fn until_none_is_parked(&self) -> anyhow::Result<()> {
+        // Others poll at a service that is not ours.
+        let until = Instant::now() + Duration::from_secs(60);
+        while self.own.is_some() {
+            let parked = self.parked().await?;
+            if parked == 0 {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "{parked} polls stay parked though their clients are gone");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
     }
 }
 

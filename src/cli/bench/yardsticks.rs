@@ -193,7 +193,10 @@ pub async fn multi_row(url: &str, rows: usize, time: Duration) -> anyhow::Result
         yardsticks::insert_many(&mut connection, next, &bodies).await?;
         next += i64::try_from(rows)?;
     }
-    Ok((next - 1) as f64 / started.elapsed().as_secs_f64())
+    let took = started.elapsed();
+    let kept = yardsticks::count_many(&mut connection).await?;
+    ensure!(kept == next - 1, "{kept} rows are there of {} that were inserted", next - 1);
+    Ok(kept as f64 / took.as_secs_f64())
 }
 
 /// From the start of a transaction with a NOTIFY to the notification at another connection.

@@ -1,0 +1,196 @@
+//! Parked clients, each on a connection of its own.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{bail, ensure};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    check::{Acknowledged, messages_of},
+    wire::{Wire, get},
+    world::{Feed, World},
+};
+
+/// Longest `wait`, in seconds: polls stay parked for as long as a cell takes.
+const WAIT: u64 = 60;
+/// How long the last message may take to reach its reader.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Connections are made so many at a time, as from so many machines.
+const ARRIVING: usize = 256;
+/// A client whose connection was lost comes back after 20 to 40 ms, spread.
+const COMES_BACK_MS: u64 = 20;
+
+/// A message that a reader was given.
+#[derive(Debug, Clone, Copy)]
+pub struct Given {
+    pub version: i64,
+    pub number: u64,
+    /// When the last byte of its answer was there.
+    pub at: Instant,
+}
+
+/// Clients that poll without end. They end with this.
+pub struct Polls {
+    clients: JoinSet<anyhow::Result<Client>>,
+    feeds: usize,
+    delivered: Arc<AtomicU64>,
+    stop: CancellationToken,
+}
+
+impl Polls {
+    /// Parks a client on each of `feeds` from version `after` on, and waits until the service holds them all.
+    ///
+    /// # Errors
+    /// When one cannot be parked.
+    pub async fn park(world: &World, feeds: &[Feed], after: i64) -> anyhow::Result<Self> {
+        let mut polls = Self {
+            clients: JoinSet::new(),
+            feeds: feeds.len(),
+            delivered: Arc::default(),
+            stop: CancellationToken::new(),
+        };
+        for (chunk, some) in feeds.chunks(ARRIVING).enumerate() {
+            for (place, feed) in some.iter().enumerate() {
+                let client = Client {
+                    number: chunk * ARRIVING + place,
+                    address: world.address,
+                    token: feed.token.clone(),
+                    next: after,
+                    given: Vec::new(),
+                };
+                polls.clients.spawn(client.run(Arc::clone(&polls.delivered), polls.stop.clone()));
+            }
+            if let Err(error) = world.until_parked((chunk * ARRIVING + some.len()).min(feeds.len())).await {
+                return Err(polls.why(error).await);
+            }
+        }
+        Ok(polls)
+    }
+
+    /// Waits until all that was acknowledged has reached the readers, and ends them. They must have
+    /// been given just that.
+    ///
+    /// # Errors
+    /// With what is wrong.
+    pub async fn end(mut self, world: &World, acknowledged: Acknowledged) -> anyhow::Result<Vec<Given>> {
+        let until = Instant::now() + PATIENCE;
+        while self.delivered.load(Ordering::Relaxed) < acknowledged.count() as u64 && Instant::now() < until {
+            sleep(Duration::from_millis(5)).await;
+        }
+        self.stop.cancel();
+        let mut all = Vec::with_capacity(acknowledged.count());
+        let mut read = vec![Vec::new(); self.feeds];
+        while let Some(ended) = self.clients.join_next().await {
+            let client = ended??;
+            read[client.number] = client.given.iter().map(|given| (given.version, given.number)).collect();
+            all.extend(client.given);
+        }
+        acknowledged.compare(&read)?;
+        world.until_none_is_parked().await?;
+        Ok(all)
+    }
+
+    /// What a client has to say, rather than that one is missing.
+    async fn why(mut self, missing: anyhow::Error) -> anyhow::Error {
+        self.stop.cancel();
+        while let Some(ended) = self.clients.join_next().await {
+            match ended {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return error,
+                Err(error) => return error.into(),
+            }
+        }
+        missing
+    }
+}
+
+struct Client {
+    number: usize,
+    address: SocketAddr,
+    token: String,
+    next: i64,
+    given: Vec<Given>,
+}
+
+/// Why a poll gave nothing.
+enum Failed {
+    /// The service went away, or said that it goes.
+    Gone,
+    /// It does not do what it should.
+    Wrong(anyhow::Error),
+}
+
+impl Client {
+    async fn run(mut self, delivered: Arc<AtomicU64>, stop: CancellationToken) -> anyhow::Result<Self> {
+        let mut wire: Option<Wire> = None;
+        loop {
+            let polled = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(self),
+                polled = self.poll(&mut wire) => polled,
+            };
+            match polled {
+                Ok(count) => {
+                    delivered.fetch_add(count, Ordering::Relaxed);
+                }
+                Err(Failed::Wrong(error)) => return Err(error),
+                Err(Failed::Gone) => {
+                    wire = None;
+                    let spread = COMES_BACK_MS + self.number as u64 % COMES_BACK_MS;
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(self),
+                        () = sleep(Duration::from_millis(spread)) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// One poll; gives how many messages came.
+    async fn poll(&mut self, wire: &mut Option<Wire>) -> Result<u64, Failed> {
+        let open = match wire {
+            Some(open) => open,
+            None => {
+                let connected = Wire::connect_numbered(self.number, self.address).await;
+                wire.insert(connected.map_err(|_| Failed::Gone)?)
+            }
+        };
+        let request = get(&format!("/message/query?a={}&wait={WAIT}&limit=1000", self.next), &self.token);
+        open.send(&request).await.map_err(|_| Failed::Gone)?;
+        drop(request);
+        let answered = open.receive().await.map_err(|_| Failed::Gone)?;
+        let at = Instant::now();
+        match answered.status {
+            200 => {}
+            503 => return Err(Failed::Gone),
+            _ => answered.check().map_err(Failed::Wrong)?,
+        }
+        self.take(&answered.body, answered.feed_next, at).map_err(Failed::Wrong)
+    }
+
+    fn take(&mut self, body: &[u8], feed_next: i64, at: Instant) -> anyhow::Result<u64> {
+        let messages = messages_of(body)?;
+        if let Some((version, _)) = messages.first() {
+            ensure!(*version > self.next, "version {version} appears behind {}", self.next);
+        }
+        ensure!(feed_next >= self.next, "Feed-Next goes back from {} to {feed_next}", self.next);
+        let last = messages.last().map_or(0, |(version, _)| *version);
+        if feed_next < last {
+            bail!("Feed-Next {feed_next} is below version {last}, which came with it");
+        }
+        self.next = feed_next;
+        self.given.extend(messages.iter().map(|&(version, number)| Given { version, number, at }));
+        Ok(messages.len() as u64)
+    }
+}
