@@ -42,7 +42,7 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
                     beside.push((NOTIFY_ROUND_TRIP, notify.at(0.5)));
                     let above = woken.latencies.at(0.99) - notify.at(0.99);
                     results.push("wake", &what, "p99 above NOTIFY", "ms", above, &[]);
-                    push_notify(results, notify);
+                    push_notify(results, &what, notify);
                 }
                 results.push_latencies_beside("wake", &what, &woken.latencies, &beside);
                 if let Some(transactions) = woken.transactions_per_second {
@@ -60,9 +60,10 @@ fn offered(rate: u32) -> String {
     format!("{} messages/s", count(rate))
 }
 
-fn push_notify(results: &mut Results, notify: &Latencies) {
+fn push_notify(results: &mut Results, what: &str, notify: &Latencies) {
+    let name = format!("{NOTIFY_ROUND_TRIP}, before {what}");
     for (metric, quantile) in [("p50", 0.5), ("p99", 0.99)] {
-        results.push_yardstick(NOTIFY_ROUND_TRIP, metric, "ms", notify.at(quantile));
+        results.push_yardstick(&name, metric, "ms", notify.at(quantile));
     }
 }
 
