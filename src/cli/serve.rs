@@ -20,9 +20,9 @@ use crate::{
     config::ServeArgs,
     domain::{caller::Role, limits},
     http::{
-        router::router,
+        router::front,
         server,
-        state::{App, Rate},
+        state::{App, Parts, Rate},
     },
     lifecycle::Lifecycle,
     live::{
@@ -151,15 +151,15 @@ impl Desk {
         );
 
         let parked = Arc::new(Parked::new(args.polls_per_token));
-        let app = App {
+        let app = App::new(Parts {
             live: Arc::clone(&live),
             writer,
-            polls: Arc::new(Polls::new(Arc::clone(&live), acks, Arc::clone(&activity), parked)),
+            polls: Polls::new(Arc::clone(&live), acks, Arc::clone(&activity), parked),
             activity,
-            rate: Arc::new(Rate::new(args.requests_per_second)),
+            rate: Rate::new(args.requests_per_second),
             metrics,
-        };
-        serving.spawn("accept loop", server::serve(listener, router(app.clone()), serving.clone()));
+        });
+        serving.spawn("accept loop", server::serve(listener, front(app.clone()), serving.clone()));
         Ok(Self { address, live, serving, working, _app: app })
     }
 

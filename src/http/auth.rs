@@ -2,28 +2,17 @@
 
 use std::sync::Arc;
 
-use axum::{
-    extract::{FromRequestParts, Request, State},
-    middleware::Next,
-    response::{IntoResponse, Response},
-};
+use axum::extract::FromRequestParts;
 use http::{HeaderMap, header, request::Parts};
 
 use super::{problem::Problem, state::App};
 use crate::{domain::fault::Fault, store::tokens::Grant};
 
-/// Middleware of every route that needs a token.
-pub async fn require_token(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    match authenticate(&app, request.headers()).await {
-        Ok(grant) => {
-            request.extensions_mut().insert(grant);
-            next.run(request).await
-        }
-        Err(fault) => Problem(fault).into_response(),
-    }
-}
-
-async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Arc<Grant>, Fault> {
+/// Whose token a request carries. Its grant goes into the request's extensions, for [`Holder`].
+///
+/// # Errors
+/// 40100, 42900.
+pub async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Arc<Grant>, Fault> {
     let secret = bearer(headers).ok_or(Fault::Unauthenticated("a token is needed: `Authorization: Bearer <token>`"))?;
     let grant = app.live.tokens.authenticate(secret).await?;
     app.rate.check(grant.token_id)?;
@@ -43,7 +32,7 @@ impl FromRequestParts<App> for Holder {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _app: &App) -> Result<Self, Problem> {
-        // A route without the middleware is a mistake of ours; it must not let anybody in.
+        // A route that was not authenticated is a mistake of ours; it must not let anybody in.
         parts
             .extensions
             .get::<Arc<Grant>>()

@@ -12,8 +12,6 @@ use std::{
 use axum::{
     body::{Body, HttpBody},
     extract::Request,
-    middleware::Next,
-    response::Response,
 };
 use bytes::Bytes;
 use http::header;
@@ -23,26 +21,34 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::domain::limits;
 
-/// Middleware around everything.
-pub async fn discard(request: Request, next: Next) -> Response {
-    // Nearly every request has no body; one that asks first has not sent it, and need not.
-    if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
-        return next.run(request).await;
-    }
-    let until = Instant::now() + Duration::from_secs(limits::BODY_READ_S);
-    let left = Left::default();
-    let request = request.map(|body| {
+/// What may be left of one request's body.
+pub struct Leftover {
+    left: Left,
+    until: Instant,
+}
+
+impl Leftover {
+    /// Lets a request's body be taken back from its handler. None when there is nothing to take back.
+    pub fn watch(request: &mut Request) -> Option<Self> {
+        // Nearly every request has no body; one that asks first has not sent it, and need not.
+        if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
+            return None;
+        }
+        let left = Left::default();
+        let body = std::mem::replace(request.body_mut(), Body::new(Watched { left: left.clone() }));
         *left.body() = Some(body);
-        Body::new(Watched { left: left.clone() })
-    });
-    let response = next.run(request).await;
-    let rest = left.body().take();
-    if let Some(rest) = rest {
-        // Whoever has not sent it by then does not want the answer.
-        let until = until.max(Instant::now() + Duration::from_secs(1));
-        drop(timeout_at(until, read_up(rest)).await);
+        Some(Self { left, until: Instant::now() + Duration::from_secs(limits::BODY_READ_S) })
     }
-    response
+
+    /// Reads what is left, once the answer is ready.
+    pub async fn discard(self) {
+        let rest = self.left.body().take();
+        if let Some(rest) = rest {
+            // Whoever has not sent it by then does not want the answer.
+            let until = self.until.max(Instant::now() + Duration::from_secs(1));
+            drop(timeout_at(until, read_up(rest)).await);
+        }
+    }
 }
 
 async fn read_up(mut body: Body) {

@@ -47,7 +47,16 @@ pub const FEED_EPOCH: HeaderName = HeaderName::from_static("feed-epoch");
     ),
 )]
 pub async fn query(State(app): State<App>, Holder(grant): Holder, request: Request) -> Result<Response, Problem> {
-    let query = Query::parse(parameters(request).await?)?;
+    // The request is taken apart and dropped before the wait, and what reads a body is boxed: a
+    // parked poll holds neither.
+    let parameters = if request.method() == Method::POST {
+        Box::pin(parameters_and_body(request)).await?
+    } else {
+        let parameters = pairs(request.uri().query().unwrap_or_default().as_bytes())?;
+        drop(request);
+        parameters
+    };
+    let query = Query::parse(parameters)?;
     Ok(answer(&app.polls.query(&grant, query).await?))
 }
 
@@ -64,16 +73,14 @@ pub async fn query_post(state: State<App>, holder: Holder, request: Request) -> 
     query(state, holder, request).await
 }
 
-async fn parameters(request: Request) -> Result<Vec<(String, String)>, Fault> {
+async fn parameters_and_body(request: Request) -> Result<Vec<(String, String)>, Fault> {
     let mut parameters = pairs(request.uri().query().unwrap_or_default().as_bytes())?;
-    if request.method() == Method::POST {
-        let body = RawBody::read(request, limits::BODY_BYTES_MAX).await?;
-        match body.format {
-            Format::Form => parameters.extend(pairs(&body.bytes)?),
-            Format::Json => {
-                for (name, value) in from_json::<Map<String, Value>>(&body.bytes)? {
-                    parameters.extend(json_text(&name, value)?.map(|text| (name, text)));
-                }
+    let body = RawBody::read(request, limits::BODY_BYTES_MAX).await?;
+    match body.format {
+        Format::Form => parameters.extend(pairs(&body.bytes)?),
+        Format::Json => {
+            for (name, value) in from_json::<Map<String, Value>>(&body.bytes)? {
+                parameters.extend(json_text(&name, value)?.map(|text| (name, text)));
             }
         }
     }

@@ -1,60 +1,82 @@
-//! All routes, on one screen.
+//! All routes, on one screen. What comes before each of them is in [`super::front`].
 
 use axum::{
     Router,
-    extract::{MatchedPath, Request, State},
     handler::Handler,
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
     routing::{MethodRouter, get, post},
 };
-use tokio::time::Instant;
-use tower_http::catch_panic::CatchPanicLayer;
 
 use super::{
-    admin, agent, auth, feed, health, leftover, message_query, message_send, openapi,
-    problem::{self, Problem},
-    session,
+    admin, agent, feed, front::Front, health, message_query, message_send, openapi, problem::Problem, session,
     state::App,
 };
-use crate::domain::{fault::Fault, limits};
+use crate::domain::fault::Fault;
+
+/// A path, and what it asks for before its handler is called.
+pub struct Route {
+    pub path: &'static str,
+    handlers: Handlers,
+    pub token: Token,
+    /// Held open on purpose: its time says nothing.
+    pub is_poll: bool,
+    /// Answered even while the service drains.
+    pub is_probe: bool,
+}
+
+/// Whether a route is for holders of a token only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Token {
+    Needed,
+    NotNeeded,
+}
+
+type Handlers = fn() -> MethodRouter<App>;
+
+const fn client(path: &'static str, handlers: Handlers) -> Route {
+    Route { path, handlers, token: Token::Needed, is_poll: false, is_probe: false }
+}
+
+const fn probe(path: &'static str, handlers: Handlers) -> Route {
+    Route { path, handlers, token: Token::NotNeeded, is_poll: false, is_probe: true }
+}
+
+static ROUTES: [Route; 18] = [
+    // Clients: agents, gateways, admins.
+    Route {
+        is_poll: true,
+        ..client("/message/query", || get_and_post(message_query::query, message_query::query_post))
+    },
+    client("/message/send", || post_only(message_send::send)),
+    client("/session/open", || post_only(session::open)),
+    client("/session/close", || post_only(session::close)),
+    client("/session/release", || post_only(session::release)),
+    client("/session/transfer", || post_only(session::transfer)),
+    client("/session/list", || get_only(session::list)),
+    client("/session/history", || get_only(session::history)),
+    client("/feed/status", || get_only(feed::status)),
+    client("/agent/presence", || post_only(agent::presence)),
+    client("/admin/agent", || get_and_post(admin::list_agents, admin::put_agent)),
+    client("/admin/gateway", || get_and_post(admin::list_gateways, admin::put_gateway)),
+    client("/admin/token", || get_and_post(admin::list_tokens, admin::create_token)),
+    client("/admin/token/revoke", || post_only(admin::revoke_token)),
+    // Balancers, monitors, tools.
+    probe("/healthz", || get_only(health::healthz)),
+    probe("/readyz", || get_only(health::readyz)),
+    probe("/metrics", || get_only(health::metrics)),
+    Route { is_probe: false, ..probe("/openapi.json", || get_only(openapi::openapi)) },
+];
+
+impl Route {
+    /// The route of a path, if there is one.
+    pub fn of(path: &str) -> Option<&'static Self> {
+        ROUTES.iter().find(|route| route.path == path)
+    }
+}
 
 /// The service's interface. There is no time-out over all of it: polls are held for long on purpose.
-pub fn router(app: App) -> Router {
-    // Clients: agents, gateways, admins. The token comes before anything else, the method too.
-    let with_token = Router::new()
-        .route("/message/query", get_and_post(message_query::query, message_query::query_post))
-        .route("/message/send", post_only(message_send::send))
-        .route("/session/open", post_only(session::open))
-        .route("/session/close", post_only(session::close))
-        .route("/session/release", post_only(session::release))
-        .route("/session/transfer", post_only(session::transfer))
-        .route("/session/list", get_only(session::list))
-        .route("/session/history", get_only(session::history))
-        .route("/feed/status", get_only(feed::status))
-        .route("/agent/presence", post_only(agent::presence))
-        .route("/admin/agent", get_and_post(admin::list_agents, admin::put_agent))
-        .route("/admin/gateway", get_and_post(admin::list_gateways, admin::put_gateway))
-        .route("/admin/token", get_and_post(admin::list_tokens, admin::create_token))
-        .route("/admin/token/revoke", post_only(admin::revoke_token))
-        .route_layer(middleware::from_fn(limit_url))
-        .route_layer(middleware::from_fn_with_state(app.clone(), auth::require_token));
-
-    // Balancers, monitors, tools.
-    let open = Router::new()
-        .route("/healthz", get_only(health::healthz))
-        .route("/readyz", get_only(health::readyz))
-        .route("/metrics", get_only(health::metrics))
-        .route("/openapi.json", get_only(openapi::openapi));
-
-    with_token
-        .merge(open)
-        .fallback(no_such_path)
-        .layer(middleware::from_fn_with_state(app.clone(), admit))
-        .layer(middleware::from_fn(measure))
-        .layer(middleware::from_fn(leftover::discard))
-        .layer(CatchPanicLayer::custom(problem::panic_problem))
-        .with_state(app)
+pub fn front(app: App) -> Front {
+    let router = ROUTES.iter().fold(Router::new(), |router, route| router.route(route.path, (route.handlers)()));
+    Front::new(app.clone(), router.fallback(no_such_path).with_state(app))
 }
 
 /// axum's own answer to a wrong method is not a problem object.
@@ -79,44 +101,4 @@ fn wrong_method(allow: &'static str) -> std::future::Ready<Problem> {
 
 async fn no_such_path() -> Problem {
     Problem(Fault::NoSuchPath)
-}
-
-/// Refuses what must not get any further.
-async fn admit(State(app): State<App>, request: Request, next: Next) -> Response {
-    let is_probe = ["/healthz", "/readyz", "/metrics"].contains(&request.uri().path());
-    if app.live.bulletin.is_draining() && !is_probe {
-        return Problem(Fault::unavailable("the service is stopping; another replica or the next start will answer"))
-            .into_response();
-    }
-    next.run(request).await
-}
-
-/// Refuses a URL that is too long. Runs after the token was found good, which comes before all else.
-async fn limit_url(request: Request, next: Next) -> Response {
-    let path_and_query = request.uri().path_and_query().map_or(0, |text| text.as_str().len());
-    if path_and_query > limits::URL_BYTES_MAX {
-        let detail = format!(
-            "the URL is longer than {} bytes; POST /message/query takes long lists in its body",
-            limits::URL_BYTES_MAX
-        );
-        return Problem(Fault::malformed(detail)).into_response();
-    }
-    next.run(request).await
-}
-
-/// Times requests. Polls are left out: they are slow on purpose.
-async fn measure(request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let method = request.method().as_str().to_owned();
-    let started = Instant::now();
-    let response = next.run(request).await;
-    if let Some(route) = route.filter(|route| route != "/message/query") {
-        let status = response.status().as_str().to_owned();
-        metrics::histogram!(
-            "http_server_request_duration_seconds",
-            "http_request_method" => method, "http_route" => route, "http_response_status_code" => status
-        )
-        .record(started.elapsed().as_secs_f64());
-    }
-    response
 }

@@ -1,26 +1,38 @@
 //! Our own accept loop: axum's has no limit on the time a request's head may take.
 
-use std::{io, net::SocketAddr, pin::pin, time::Duration};
+use std::{convert::Infallible, future::poll_fn, io, net::SocketAddr, pin::pin, time::Duration};
 
-use axum::Router;
+use axum::response::Response;
 use futures_util::FutureExt;
-use hyper::server::conn::http1;
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
-use socket2::{Domain, Protocol, Socket, Type};
+use http::Request;
+use hyper::{body::Incoming, server::conn::http1, service::Service};
+use hyper_util::rt::TokioIo;
+use socket2::{Domain, Protocol, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::sleep,
 };
 
-use super::{patience::Patient, unparsed::Explained};
+use super::{patience::Patient, socket::Socket, unparsed::Explained};
 use crate::{domain::limits, lifecycle::Lifecycle};
+
+/// What connections are served with.
+pub trait Serves:
+    Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static
+{
+}
+
+impl<S> Serves for S where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static
+{
+}
 
 /// Opens the listening socket, with a long queue: ten thousand clients may come back at once.
 ///
 /// # Errors
 /// When the address is not to be had.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -29,14 +41,14 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts and serves connections until the lifecycle's `stopping`; its `ending` cuts what is left.
-pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) {
+pub async fn serve<S: Serves>(listener: TcpListener, service: S, lifecycle: Lifecycle) {
     loop {
         let accepted = tokio::select! {
             () = lifecycle.stopping().cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => lifecycle.spawn_brief(connection(stream, router.clone(), lifecycle.clone())),
+            Ok((stream, _)) => lifecycle.spawn_brief(connection(stream, service.clone(), lifecycle.clone())),
             Err(error) => {
                 // Out of file descriptors, mostly: it passes when connections end.
                 tracing::warn!(error = %error, "a connection could not be accepted; raise the limit of open files (ulimit -n) if this goes on");
@@ -44,36 +56,44 @@ pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) 
             }
         }
     }
-    accept_waiting(&listener, &router, &lifecycle);
+    accept_waiting(&listener, &service, &lifecycle);
 }
 
 /// Takes those who had connected already when the listener was told to stop: closing it would reset
 /// them, and a balancer cannot repeat their requests. They are told to come back.
-fn accept_waiting(listener: &TcpListener, router: &Router, lifecycle: &Lifecycle) {
+fn accept_waiting<S: Serves>(listener: &TcpListener, service: &S, lifecycle: &Lifecycle) {
     while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
-        lifecycle.spawn_brief(connection(stream, router.clone(), lifecycle.clone()));
+        lifecycle.spawn_brief(connection(stream, service.clone(), lifecycle.clone()));
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, lifecycle: Lifecycle) {
+async fn connection<S: Serves>(stream: TcpStream, service: S, lifecycle: Lifecycle) {
     // Without it the last part of an answer waits for the client's delayed acknowledgement.
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let io = TokioIo::new(Explained::new(Patient::new(stream)));
+    let socket = Socket::new(stream);
+    let io = TokioIo::new(Explained::new(Patient::new(socket.clone())));
     let connection = http1::Builder::new()
         // `Patient` has the limits of time.
         .header_read_timeout(None)
         .max_buf_size(limits::HEAD_BYTES_MAX)
-        .half_close(false)
-        .serve_connection(io, TowerToHyperService::new(router));
+        // Keeps hyper from watching for the client's end: we do.
+        .half_close(true)
+        .serve_connection(io, service);
     let mut connection = pin!(connection);
+    let gone = poll_fn(|context| socket.poll_gone(context));
+    let mut gone = pin!(gone);
     let ended = tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
+        () = gone.as_mut() => return,
         () = lifecycle.stopping().cancelled() => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
+                biased;
                 ended = connection.as_mut() => ended,
+                () = gone.as_mut() => return,
                 () = lifecycle.ending().cancelled() => return,
             }
         }

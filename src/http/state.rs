@@ -1,6 +1,6 @@
 //! What handlers share.
 
-use std::{num::NonZeroU32, sync::Arc};
+use std::{num::NonZeroU32, ops::Deref, sync::Arc};
 
 use governor::{DefaultKeyedRateLimiter, Quota};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -11,15 +11,32 @@ use crate::{
     live::{activity::Activity, poll::Polls, relay::Live, writer::Writer},
 };
 
-/// The service, as handlers see it. Cheap to clone.
+/// The service, as handlers see it. A clone is one count more.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<Parts>);
+
+/// What the service is made of.
+pub struct Parts {
     pub live: Arc<Live>,
     pub writer: Writer,
-    pub polls: Arc<Polls>,
+    pub polls: Polls,
     pub activity: Arc<Activity>,
-    pub rate: Arc<Rate>,
+    pub rate: Rate,
     pub metrics: Option<PrometheusHandle>,
+}
+
+impl App {
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
 }
 
 /// Requests per second for each token.

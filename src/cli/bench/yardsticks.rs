@@ -12,6 +12,7 @@ use axum::{
 };
 use clap::Args;
 use http::StatusCode;
+use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
 use serde_json::json;
 use sqlx::{PgConnection, PgPool, postgres::PgListener};
@@ -67,7 +68,7 @@ pub async fn serve(args: &YardsticksArgs) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     println!("yardsticks at http://{}", socket.local_addr()?);
     let lifecycle = Lifecycle::default();
-    lifecycle.spawn("accept loop", server::serve(socket, router, lifecycle.clone()));
+    lifecycle.spawn("accept loop", server::serve(socket, TowerToHyperService::new(router), lifecycle.clone()));
     loop {
         tokio::select! {
             _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
