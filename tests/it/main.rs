@@ -12,6 +12,7 @@
 mod acks;
 mod around;
 mod errors;
+mod export;
 mod faults;
 mod fuzz;
 mod openapi;
