@@ -398,8 +398,7 @@ mod tests {
     #[test]
     fn rows_come_back_whatever_pieces_they_come_in() {
         let there = [
-            r#"{"table":"all","small":-3,"int":2147483647,"big":-9223372036854775808,"time":"1999-12-31T23:59:59.999999Z","uuid":"0198c0de-0000-7000-8000-00000000abcd","bytes":"00ff10","text":"a "b" \ 
- 中文 🙂"}"#,
+            r#"{"table":"all","small":-3,"int":2147483647,"big":-9223372036854775808,"time":"1999-12-31T23:59:59.999999Z","uuid":"0198c0de-0000-7000-8000-00000000abcd","bytes":"00ff10","text":"a \"b\" \\ \n\u0001 中文 🙂"}"#,
             r#"{"table":"all","time":"2026-02-03T04:05:06.000007Z","text":""}"#,
             r#"{"table":"all","small":0,"time":"2026-02-03T04:05:06.100000Z","bytes":""}"#,
             r#"{"table":"all","big":1,"time":"infinity"}"#,
