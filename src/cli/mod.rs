@@ -1,5 +1,6 @@
 //! The commands. Wiring, top to bottom, and no logic.
 
+pub mod backfill;
 pub mod bench;
 pub mod database;
 pub mod demo;
@@ -54,6 +55,8 @@ enum Command {
     Export(export::ExportArgs),
     /// Puts what `export` wrote into an empty store.
     Import(import::ImportArgs),
+    /// Reads one feed's whole history over HTTP into a file.
+    Backfill(backfill::BackfillArgs),
     /// Makes, lists and revokes tokens.
     Token(token::TokenArgs),
     /// Asks a running service whether it is ready; for containers. Exit code 0: yes.
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
             Command::Migrate(args) => migrate::run(&args).await,
             Command::Export(args) => export::run(&args).await,
             Command::Import(args) => import::run(&args).await,
+            Command::Backfill(args) => backfill::run(&args).await,
             Command::Token(args) => token::run(&args).await,
             Command::Healthcheck(args) => healthcheck::run(&args).await,
             Command::Openapi => print_openapi(),

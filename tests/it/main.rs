@@ -11,6 +11,7 @@
 
 mod acks;
 mod around;
+mod backfill;
 mod errors;
 mod export;
 mod faults;

@@ -93,20 +93,35 @@ impl Partial {
         Ok(&self.file)
     }
 
-    /// Gives the whole file its name, durably.
+    /// Gives the file its name, durably: it is whole.
     ///
     /// # Errors
     /// When the file system refuses.
     pub fn finish(self) -> anyhow::Result<()> {
-        self.file.sync_all().with_context(|| format!("{} cannot be flushed to the disk", self.path.display()))?;
-        fs::rename(&self.path, &self.target)
-            .with_context(|| format!("{} cannot be renamed to {}", self.path.display(), self.target.display()))?;
-        let folder = match self.target.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .with_context(|| format!("the folder of {} cannot be flushed to the disk", self.target.display()))
+        publish(&self.path, &self.target)
     }
+
+    /// Gives the name to another file, durably, and removes this one.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn finish_with(self, whole: &Path) -> anyhow::Result<()> {
+        publish(whole, &self.target)?;
+        fs::remove_file(&self.path).with_context(|| format!("{} cannot be removed", self.path.display()))
+    }
+}
+
+fn publish(whole: &Path, target: &Path) -> anyhow::Result<()> {
+    File::open(whole)
+        .and_then(|file| file.sync_all())
+        .with_context(|| format!("{} cannot be flushed to the disk", whole.display()))?;
+    fs::rename(whole, target)
+        .with_context(|| format!("{} cannot be renamed to {}", whole.display(), target.display()))?;
+    let folder = match target.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .with_context(|| format!("the folder of {} cannot be flushed to the disk", target.display()))
 }

@@ -33,6 +33,11 @@ impl<W: Write> Writer<W> {
         Self { out, at, chunk: Vec::with_capacity(CHUNK_BYTES * 2), lines: 0 }
     }
 
+    /// Where the last sealed chunk ends.
+    pub fn position(&self) -> &Position {
+        &self.at
+    }
+
     /// Adds a line, given without its newline.
     ///
     /// # Errors
