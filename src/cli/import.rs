@@ -24,9 +24,9 @@ use crate::{
     config::DatabaseArgs,
     store::{
         archive::{
-            self,
+            self, StoreRow,
             lines::{COPY_END, COPY_START, ToRows},
-            tables::{EVENTS, TABLES, Table},
+            tables::{EVENTS, STORE, TABLES, Table},
         },
         events::StoreState,
         pool::Db,
@@ -115,9 +115,16 @@ async fn copy_all(
     let mut counts = BTreeMap::new();
     let mut source = Source { chunk: Vec::new(), reader, bar };
     source.advance()?;
-    for table in &TABLES {
+    for table in TABLES.iter().filter(|table| table.name != STORE.name) {
         let copied = copy_table(table, &mut source, connection).await;
         counts.insert(table.name.to_owned(), copied.with_context(|| format!("table {}", table.name))?);
+    }
+    let store = source.lines().next().filter(|line| ToRows::new(STORE).knows(line));
+    let store = store.map(serde_json::from_slice::<StoreRow>).transpose().context("table store")?;
+    if let Some(row) = store {
+        archive::put_store(connection, &row).await?;
+        counts.insert(STORE.name.to_owned(), 1);
+        source.advance()?;
     }
     if let Some(line) = source.lines().next() {
         bail!(

@@ -16,9 +16,10 @@ pub mod lines;
 pub mod tables;
 
 use futures_util::stream::BoxStream;
+use serde::Deserialize;
 use sqlx::{AssertSqlSafe, PgConnection, postgres::PgCopyIn};
 
-use self::tables::{EVENTS, TABLES, Table};
+use self::tables::{EVENTS, STORE, TABLES, Table};
 use super::{
     Result,
     events::{self, StoreState},
@@ -26,6 +27,14 @@ use super::{
 
 /// How long an import waits for those who write to the store, in milliseconds.
 const LOCK_MS: u64 = 5_000;
+
+/// The row of `store`, as a line has it. It is not copied in: it is there already, and says more
+/// than what comes from another database.
+#[derive(Debug, Deserialize)]
+pub struct StoreRow {
+    oldest_version: i64,
+    revocations: i64,
+}
 
 /// Begins a transaction that sees the store as it is now, and says how it is.
 ///
@@ -108,7 +117,7 @@ pub async fn begin_writing(connection: &mut PgConnection) -> Result<()> {
 /// When the database cannot be read.
 pub async fn tables_in_use(connection: &mut PgConnection) -> Result<Vec<&'static str>> {
     let mut used = Vec::new();
-    for table in TABLES.iter().filter(|table| table.name != "store") {
+    for table in TABLES.iter().filter(|table| table.name != STORE.name) {
         let statement = format!("/* archive.tables_in_use */ select exists (select from {})", table.name);
         if sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(&mut *connection).await? {
             used.push(table.name);
@@ -122,13 +131,24 @@ pub async fn tables_in_use(connection: &mut PgConnection) -> Result<Vec<&'static
 /// # Errors
 /// When the database refuses it.
 pub async fn copy_in<'c>(connection: &'c mut PgConnection, table: &Table) -> Result<PgCopyIn<&'c mut PgConnection>> {
-    if table.name == "store" {
-        // Its row gives way to the one that comes, whose history gets a new name by default.
-        sqlx::raw_sql("/* archive.copy_in */ delete from store").execute(&mut *connection).await?;
-    }
     let statement =
         format!("/* archive.copy_in */ copy {} ({}) from stdin (format binary)", table.name, table.column_list());
     connection.copy_in_raw(&statement).await
+}
+
+/// Puts what was exported of the row of `store` into the one that is there, and names the history anew.
+///
+/// # Errors
+/// When the database refuses it.
+pub async fn put_store(connection: &mut PgConnection, row: &StoreRow) -> Result<()> {
+    sqlx::query(
+        "/* archive.put_store */ update store set history = gen_random_uuid(), oldest_version = $1, revocations = $2",
+    )
+    .bind(row.oldest_version)
+    .bind(row.revocations)
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// What is there after an import, before its commit: the versions of the oldest and newest event

@@ -34,11 +34,14 @@ impl Table {
     }
 }
 
-/// Columns that are not copied: the one that says `store` has one row, and the name of the history.
+/// Columns that are not copied: what says that `store` has one row, and the name of the history.
 pub const NOT_COPIED: [(&str, &str); 2] = [("store", "only_row"), ("store", "history")];
 
 /// The events, which never change and so can be copied in pieces; they come first.
 pub const EVENTS: &Table = &TABLES[0];
+
+/// The one row of facts; it comes last.
+pub const STORE: &Table = &TABLES[TABLES.len() - 1];
 
 /// All tables, in an order in which each refers only to those before it. (Events refer to others,
 /// but without foreign keys.)
