@@ -33,7 +33,7 @@ use crate::clock::Clock;
 
 #[derive(Debug, Args)]
 pub struct BackfillArgs {
-    /// Where the service is, such as https://desk.example.org.
+    /// Where the service is, such as `https://desk.example.org`.
     #[arg(long)]
     url: String,
     /// Whose feed: a token of the agent or gateway. Others on the machine may see it; --token-file hides it.
