@@ -222,7 +222,9 @@ async fn a_file_that_is_not_as_it_was_written_is_refused() {
     for at in [header + 100, 1_500_000, last_line - 10] {
         let mut flipped = whole.clone();
         flipped[at] ^= 1;
-        refused(&flipped, "damaged in chunk").await;
+        let whole_lines = whole[..at].split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
+        let sealed = whole_lines.filter(|line| line.starts_with(br#"{"kind":"seal","#)).count();
+        refused(&flipped, &format!("damaged in chunk {}:", sealed + 1)).await;
     }
     for cut in [header, header + 5000, 1_500_000, last_line, whole.len() - 1] {
         refused(&whole[..cut], "cut off").await;
