@@ -1,10 +1,15 @@
 //! The commands. Wiring, top to bottom, and no logic.
 
+pub mod backfill;
 pub mod bench;
 pub mod database;
 pub mod demo;
+pub mod export;
 pub mod healthcheck;
+pub mod import;
 pub mod migrate;
+pub mod progress;
+pub mod sealed;
 pub mod serve;
 pub mod token;
 
@@ -46,6 +51,12 @@ enum Command {
     BenchYardsticks(bench::yardsticks::YardsticksArgs),
     /// Applies the migrations, or shows what is missing.
     Migrate(migrate::MigrateArgs),
+    /// Writes the whole store into a file, while the service runs.
+    Export(export::ExportArgs),
+    /// Puts what `export` wrote into an empty store.
+    Import(import::ImportArgs),
+    /// Reads one feed's whole history over HTTP into a file.
+    Backfill(backfill::BackfillArgs),
     /// Makes, lists and revokes tokens.
     Token(token::TokenArgs),
     /// Asks a running service whether it is ready; for containers. Exit code 0: yes.
@@ -78,6 +89,9 @@ pub fn main() -> ExitCode {
             Command::Bench(args) => bench::run(&args).await,
             Command::BenchYardsticks(args) => bench::yardsticks::serve(&args).await,
             Command::Migrate(args) => migrate::run(&args).await,
+            Command::Export(args) => export::run(&args).await,
+            Command::Import(args) => import::run(&args).await,
+            Command::Backfill(args) => backfill::run(&args).await,
             Command::Token(args) => token::run(&args).await,
             Command::Healthcheck(args) => healthcheck::run(&args).await,
             Command::Openapi => print_openapi(),

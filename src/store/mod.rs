@@ -17,6 +17,7 @@
 pub mod acks;
 pub mod agents;
 pub mod appends;
+pub mod archive;
 pub mod cards;
 pub mod events;
 pub mod listener;

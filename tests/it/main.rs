@@ -11,8 +11,10 @@
 
 mod acks;
 mod around;
+mod backfill;
 mod bench;
 mod errors;
+mod export;
 mod faults;
 mod fuzz;
 mod openapi;
