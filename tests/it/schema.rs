@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use deskfeed::store::{
+    catalog,
     pool::{Db, Purpose},
     schema::{self, FILES, SchemaState},
 };
@@ -50,6 +51,21 @@ async fn every_table_and_column_says_what_it_is() {
 }
 
 #[tokio::test]
+async fn the_catalog_file_says_what_the_migrations_make() {
+    let desk = TestDesk::start().await;
+    let made = catalog::read(&mut desk.sql().await).await.expect("the catalog");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/catalog.txt");
+    if std::env::var_os("DESKFEED_WRITE_CATALOG").is_some() {
+        fs::write(&path, &made).expect("the file is written");
+    }
+    let written = fs::read_to_string(&path).expect("the file");
+    assert_eq!(
+        written, made,
+        "after a change to a migration: DESKFEED_WRITE_CATALOG=1 cargo test --test it -- catalog"
+    );
+}
+
+#[tokio::test]
 async fn a_database_is_told_apart_by_what_is_recorded_in_it() {
     let url = postgres::empty_database().await;
     let db = Db::new(&url, 1).expect("a URL");
@@ -66,9 +82,10 @@ async fn a_database_is_told_apart_by_what_is_recorded_in_it() {
             SchemaState::Different { number: last },
         ),
         (format!("delete from _sqlx_migrations where version = {last}"), SchemaState::Behind { next: last }),
+        (format!("update store set oldest_program = {}", last + 9), SchemaState::Behind { next: last }),
         (
-            format!("insert into _sqlx_migrations values ({}, 'newer', now(), true, '\\x00', 0)", last + 1),
-            SchemaState::Ahead { newest: last + 1 },
+            format!("insert into _sqlx_migrations values ({}, 'newer', now(), true, '\\x00', 0)", last + 9),
+            SchemaState::Ahead { newest: last + 9 },
         ),
     ] {
         connection.execute(AssertSqlSafe(change)).await.expect("the record is changed");
