@@ -22,6 +22,7 @@ mod presence;
 mod process;
 mod promise;
 mod query;
+mod roles;
 mod schema;
 mod seed_flows;
 mod send;
