@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod database;
 pub mod demo;
+pub mod doctor;
 pub mod healthcheck;
 pub mod migrate;
 pub mod serve;
@@ -46,6 +47,8 @@ enum Command {
     BenchYardsticks(bench::yardsticks::YardsticksArgs),
     /// Applies the migrations, or shows what is missing.
     Migrate(migrate::MigrateArgs),
+    /// Looks at the database: what is wrong, and what to do. Exit code 0: all is well; 1: warnings; 2: critical.
+    Doctor(doctor::DoctorArgs),
     /// Makes, lists and revokes tokens.
     Token(token::TokenArgs),
     /// Asks a running service whether it is ready; for containers. Exit code 0: yes.
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
             Command::Bench(args) => bench::run(&args).await,
             Command::BenchYardsticks(args) => bench::yardsticks::serve(&args).await,
             Command::Migrate(args) => migrate::run(&args).await,
+            Command::Doctor(args) => doctor::run(&args).await,
             Command::Token(args) => token::run(&args).await,
             Command::Healthcheck(args) => healthcheck::run(&args).await,
             Command::Openapi => print_openapi(),

@@ -19,6 +19,7 @@ pub mod agents;
 pub mod appends;
 pub mod cards;
 pub mod catalog;
+pub mod doctor;
 pub mod events;
 pub mod listener;
 pub mod messages;

@@ -9,8 +9,9 @@
 //! as long as `store.oldest_program` is no newer than what they know; the migration that takes away
 //! what they need raises it.
 
+mod script;
+
 use std::{
-    fmt::Write as _,
     sync::LazyLock,
     time::{Duration, Instant},
 };
@@ -281,7 +282,7 @@ impl Migrations {
         if pending.is_empty() {
             return Ok("-- Nothing to apply: the schema is current.\n".to_owned());
         }
-        Ok(self.script(&pending))
+        Ok(script::of(self, &pending))
     }
 
     /// As [`Migrations::print`], for a database that lacks all from a number on.
@@ -290,31 +291,8 @@ impl Migrations {
     /// When there is no such migration.
     pub fn print_from(&self, number: i64) -> std::result::Result<String, SchemaError> {
         self.find(number).ok_or(SchemaError::Unknown(number))?;
-        Ok(self.script(&self.0.iter().filter(|migration| migration.version >= number).collect::<Vec<_>>()))
-    }
-
-    fn script(&self, pending: &[&Migration]) -> String {
-        let mut sql = "-- Run as the role that owns the schema, from the folder of this file:\n\
-             --   psql -X -v ON_ERROR_STOP=1 -c 'set role deskfeed_owner' -f THIS_FILE DATABASE_URL\n\
-             create table if not exists _sqlx_migrations (\n    version bigint primary key,\n    description text not null,\n    \
-             installed_on timestamptz not null default now(),\n    success boolean not null,\n    checksum bytea not null,\n    execution_time bigint not null\n);\n"
-            .to_owned();
-        for migration in pending {
-            let number = migration.version;
-            let name = &migration.description;
-            let before = self.0.iter().rev().find(|earlier| earlier.version < number).map_or(0, |m| m.version);
-            let (begin, commit) = if migration.no_tx { ("", "") } else { ("begin;\n", "\ncommit;\n") };
-            // Writing to a String cannot fail; here and below.
-            let _ = write!(
-                sql,
-                "\n-- ---- migrations/{number:04}_{name}.sql ----\n{begin}{}\n{}\n{}{commit}",
-                guard(number, before, migration.no_tx),
-                migration.sql.as_str(),
-                line_of(migration)
-            );
-        }
-        let _ = write!(sql, "\n-- ---- deploy/grants.sql ----\n{}", super::rights::GRANTS);
-        sql
+        let pending: Vec<&Migration> = self.0.iter().filter(|migration| migration.version >= number).collect();
+        Ok(script::of(self, &pending))
     }
 }
 
@@ -323,42 +301,6 @@ impl Applied {
     fn is(&self, migration: &Migration) -> bool {
         self.success && self.checksum == *migration.checksum
     }
-}
-
-/// Stops a printed migration that must not run now. In a transaction, all after it is then ignored.
-fn guard(number: i64, before: i64, no_transaction: bool) -> String {
-    let lock = if no_transaction { "pg_try_advisory_lock" } else { "pg_try_advisory_xact_lock" };
-    format!(
-        "do $guard$ begin
-    if not {lock}({MIGRATOR_LOCK}) then
-        raise exception 'another migrator is at work';
-    end if;
-    if (select coalesce(max(version), 0) from _sqlx_migrations) <> {before} then
-        raise exception 'migration {number} comes right after {before}, but the newest applied one is %',
-            (select coalesce(max(version), 0) from _sqlx_migrations);
-    end if;
-end $guard$;
-"
-    )
-}
-
-/// The statement that records a migration.
-fn line_of(migration: &Migration) -> String {
-    let checksum = migration.checksum.iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    });
-    let unlock = if migration.no_tx {
-        format!("do $guard$ begin perform pg_advisory_unlock({MIGRATOR_LOCK}); end $guard$;\n")
-    } else {
-        String::new()
-    };
-    format!(
-        "insert into _sqlx_migrations (version, description, success, checksum, execution_time)\n\
-         values ({}, '{}', true, '\\x{checksum}', -1);\n{unlock}",
-        migration.version, migration.description
-    )
 }
 
 /// Applies a migration and records it. What does not get its locks in time is tried again: each

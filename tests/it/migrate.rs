@@ -218,6 +218,25 @@ fn later_files() -> Vec<File> {
     files
 }
 
+#[tokio::test]
+async fn psql_makes_an_index_while_others_write_too() {
+    let url = postgres::new_database().await;
+    let owner_url = postgres::as_role(&url, OWNER);
+    let mut owner = PgConnection::connect(&owner_url).await.expect("the owner gets in");
+    let new = Migrations::of(&later_files());
+    let printed = new.print(&mut owner).await.expect("a script");
+    let (applied, said) = postgres::run_psql(&owner_url, &[], &printed).await;
+    assert!(applied, "{said}");
+    assert_eq!(new.state(&mut owner).await.expect("a state"), SchemaState::Current);
+    let valid: bool =
+        sqlx::query_scalar("select indisvalid from pg_index where indexrelid = 'events_by_time'::regclass")
+            .fetch_one(&mut owner)
+            .await
+            .expect("it is there");
+    assert!(valid);
+    new.up(&mut owner, None, |migration, _| panic!("{} again", migration.version)).await.expect("nothing is left");
+}
+
 /// Sends one message after the other, each until it is kept; tells how long the longest took.
 async fn write(web: Client, session: String, goes_on: Arc<AtomicBool>, longest_us: Arc<AtomicU64>) -> Vec<String> {
     let mut kept = Vec::new();
