@@ -4,6 +4,7 @@
 -- Size: one row and no row.
 
 set local lock_timeout = '250ms';
+set local statement_timeout = '5s';
 
 create table store (
     history         uuid    not null default gen_random_uuid(),
