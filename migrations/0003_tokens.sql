@@ -1,5 +1,5 @@
 -- What: access tokens, stored as hashes only.
--- Locks: none that matter; the table is new.
+-- Locks: SHARE ROW EXCLUSIVE on feeds (its foreign key), for a moment; the table is new.
 -- Reversible: drop the table; every client loses its access.
 -- Size: one row per token ever made (about 200 bytes with its indexes).
 --

@@ -1,5 +1,5 @@
 -- What: conversations and who owns them.
--- Locks: none that matter; the table is new.
+-- Locks: SHARE ROW EXCLUSIVE on agents and gateways (foreign keys), for a moment; the table is new.
 -- Reversible: drop the table (only while no event refers to it).
 -- Size: about 500 bytes per session, indexes included.
 --

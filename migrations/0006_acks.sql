@@ -1,5 +1,5 @@
 -- What: which events each feed has acknowledged.
--- Locks: none that matter; the table is new.
+-- Locks: SHARE ROW EXCLUSIVE on feeds (its foreign key), for a moment; the table is new.
 -- Reversible: drop the table; every event comes back in instant mode.
 -- Size: three rows per feed, and one more for each stretch of events that was
 --       acknowledged before an earlier one was.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::database::Database;
+use super::{database::Database, print_text};
 use crate::{
     config::DatabaseArgs,
     domain::finding::{Finding, Severity, worst},
@@ -46,11 +46,7 @@ pub async fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         }
         Err(error) => vec![unreachable(&error)],
     };
-    if args.json {
-        print_json(&findings)?;
-    } else {
-        print_lines(&findings);
-    }
+    print_text(&if args.json { as_json(&findings)? } else { as_lines(&findings) })?;
     Ok(ExitCode::from(match worst(&findings) {
         Severity::Ok | Severity::Note => 0,
         Severity::Warning => 1,
@@ -79,27 +75,28 @@ fn unreachable(error: &anyhow::Error) -> Finding {
     )
 }
 
-fn print_lines(findings: &[Finding]) {
+fn as_lines(findings: &[Finding]) -> String {
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
-    println!(
+    let mut lines = vec![format!(
         "deskfeed doctor: {} ({} critical, {} warnings, {} notes)",
         worst(findings),
         count(Severity::Critical),
         count(Severity::Warning),
         count(Severity::Note)
-    );
+    )];
     let mut sorted: Vec<&Finding> = findings.iter().collect();
     sorted.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     for finding in sorted {
-        println!("{:<8} {:<13} {}", finding.severity, finding.check, finding.found);
+        lines.push(format!("{:<8} {:<13} {}", finding.severity, finding.check, finding.found));
         if let Some(advice) = &finding.advice {
-            println!("{:<22} -> {advice}", "");
+            lines.push(format!("{:<22} -> {advice}", ""));
         }
     }
+    lines.push(String::new());
+    lines.join("\n")
 }
 
-fn print_json(findings: &[Finding]) -> anyhow::Result<()> {
+fn as_json(findings: &[Finding]) -> serde_json::Result<String> {
     let report = json!({ "status": worst(findings), "findings": findings });
-    println!("{}", serde_json::to_string_pretty(&report)?);
-    Ok(())
+    Ok(serde_json::to_string_pretty(&report)? + "\n")
 }

@@ -9,6 +9,7 @@ use sqlx::PgConnection;
 use super::{
     EXIT_SCHEMA,
     database::{Database, check_schema, connect},
+    print_text,
 };
 use crate::{
     config::DatabaseArgs,
@@ -53,7 +54,7 @@ enum MigrateCommand {
 
 pub async fn run(args: &MigrateArgs) -> anyhow::Result<ExitCode> {
     if let Some(MigrateCommand::Print { from: Some(from) }) = args.command {
-        print!("{}", Migrations::embedded().print_from(from)?);
+        print_text(&Migrations::embedded().print_from(from)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let database = Database::borrow(&args.database).await?;
@@ -70,7 +71,7 @@ async fn run_on(args: &MigrateArgs, url: &str) -> anyhow::Result<ExitCode> {
         Some(MigrateCommand::Up { to }) => up(&mut connection, to).await,
         Some(MigrateCommand::Status) => status(&mut connection).await,
         Some(MigrateCommand::Print { .. }) => {
-            print!("{}", Migrations::embedded().print(&mut connection).await?);
+            print_text(&Migrations::embedded().print(&mut connection).await?)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(MigrateCommand::MarkApplied { number }) => mark_applied(&mut connection, number).await,

@@ -9,7 +9,10 @@ pub mod migrate;
 pub mod serve;
 pub mod token;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use utoipa::OpenApi;
@@ -93,6 +96,15 @@ pub fn main() -> ExitCode {
             eprintln!("deskfeed: {error:#}");
             if error.is::<database::WrongSchema>() { ExitCode::from(EXIT_SCHEMA) } else { ExitCode::FAILURE }
         }
+    }
+}
+
+/// Writes a text to standard output, to whose reader (`head`, `less`) a part may be enough.
+fn print_text(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
     }
 }
 

@@ -97,7 +97,27 @@ async fn a_well_kept_database_is_left_alone() {
     assert_eq!(examine(&application, &[]).await.severity("sight", "deskfeed_app sees"), Some("note"));
     let people = process::run(&["doctor", "--database-url", &application]).await;
     assert!(people.out.starts_with("deskfeed doctor: ") && people.out.contains("\nok       listen"), "{}", people.out);
+    // A reader that goes away (`| head -1`) changes nothing.
+    let mut unread = process::command(&["doctor", "--database-url", &application]);
+    let mut unread = unread.spawn().expect("it runs");
+    drop(unread.stdout.take());
+    assert_eq!(unread.wait().await.expect("it ends").code(), people.code);
     service.terminate().await;
+}
+
+#[tokio::test]
+async fn the_queries_of_the_dbas_document_are_open_to_monitors() {
+    let url = postgres::new_database().await;
+    let document = include_str!("../../docs/dba.md");
+    let (_, chapter) = document.split_once("## Queries to watch").expect("the chapter");
+    let (_, block) = chapter.split_once("```sql\n").expect("its queries");
+    let (queries, _) = block.split_once("```").expect("their end");
+    let queries: Vec<&str> = queries.split(";\n").filter(|query| !query.trim().is_empty()).collect();
+    assert!(queries.len() > 5, "{queries:?}");
+    let mut monitor = PgConnection::connect(&postgres::as_role(&url, MONITOR)).await.expect("it gets in");
+    for query in queries {
+        sqlx::raw_sql(AssertSqlSafe(query.to_owned())).execute(&mut monitor).await.expect(query);
+    }
 }
 
 /// What may be wrong with a schema or with rights: how, how it is mended, and how the doctor says so.

@@ -305,12 +305,15 @@ async fn old_and_new_programs_serve_while_the_schema_moves_on() {
     let new = Migrations::of(&files);
     let mut owner = PgConnection::connect(&postgres::as_role(&url, OWNER)).await.expect("the owner gets in");
     let began = Instant::now();
+    let before_ms = longest_us.swap(0, Ordering::Relaxed) / 1000;
     new.up(&mut owner, Some(newest() + 2), |migration, took| {
-        println!("{:04} {} in {} ms", migration.version, migration.description, took.as_millis());
+        let (name, stall_us) = (&migration.description, longest_us.swap(0, Ordering::Relaxed));
+        println!("{name} in {} ms; the longest send took {} ms", took.as_millis(), stall_us / 1000);
     })
     .await
     .expect("the migrations apply");
-    println!("{events} events, migrated in {} ms", began.elapsed().as_millis());
+    let after_ms = began.elapsed().as_millis();
+    println!("{events} events, migrated in {after_ms} ms; the longest send before took {before_ms} ms");
     let of_today = Migrations::embedded();
     assert_eq!(of_today.state(&mut owner).await.expect("a state"), SchemaState::Extended { newest: newest() + 2 });
     assert_eq!(new.state(&mut owner).await.expect("a state"), SchemaState::Behind { next: newest() + 3 });
@@ -327,7 +330,7 @@ async fn old_and_new_programs_serve_while_the_schema_moves_on() {
 
     goes_on.store(false, Ordering::Relaxed);
     let mut kept: Vec<String> = writers.join_all().await.concat();
-    println!("{} messages, the longest took {} ms", kept.len(), longest_us.load(Ordering::Relaxed) / 1000);
+    println!("{} messages, the longest after it took {} ms", kept.len(), longest_us.load(Ordering::Relaxed) / 1000);
     kept.push("through the one that was started anew".to_owned());
     kept.sort();
     let (mut found, mut after) = (Vec::new(), i64::try_from(events).expect("fits"));
