@@ -280,7 +280,7 @@ impl Migrations {
         let pending: Vec<&Migration> =
             self.0.iter().filter(|m| !applied.iter().any(|line| line.number == m.version)).collect();
         if pending.is_empty() {
-            return Ok("-- Nothing to apply: the schema is current.\n".to_owned());
+            return Ok("-- Nothing to apply.\n".to_owned());
         }
         Ok(script::of(self, &pending))
     }

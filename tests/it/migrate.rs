@@ -128,6 +128,10 @@ async fn what_was_run_by_hand_is_marked() {
 
     run_sql(&owner, "update _sqlx_migrations set checksum = '\\x00' where version = 1").await;
     assert_ne!(migrate(&url, &["mark-applied", "1"]).await.code, Some(0), "another file's record is left alone");
+    for command in ["print", "up", "status", "verify"] {
+        let ended = migrate(&url, &[command]).await;
+        assert_eq!(ended.code, Some(3), "{command}: {} {}", ended.out, ended.err);
+    }
 }
 
 #[tokio::test]
@@ -235,6 +239,24 @@ async fn psql_makes_an_index_while_others_write_too() {
             .expect("it is there");
     assert!(valid);
     new.up(&mut owner, None, |migration, _| panic!("{} again", migration.version)).await.expect("nothing is left");
+}
+
+#[tokio::test]
+async fn two_migrators_at_once_do_not_wait_for_each_other_for_ever() {
+    // CREATE INDEX CONCURRENTLY waits for whoever has a snapshot: the other migrator must have none.
+    let url = postgres::new_database().await;
+    let files: &[File] = later_files().leak();
+    let mut migrators = JoinSet::new();
+    for _ in 0..3 {
+        let mut owner = PgConnection::connect(&postgres::as_role(&url, OWNER)).await.expect("the owner gets in");
+        migrators.spawn(async move {
+            let mut applied = 0;
+            let done = Migrations::of(files).up(&mut owner, None, |_, _| applied += 1).await;
+            done.map(|()| applied)
+        });
+    }
+    let applied: Vec<u32> = migrators.join_all().await.into_iter().map(|done| done.expect("each succeeds")).collect();
+    assert_eq!(applied.iter().sum::<u32>(), 3, "each file once: {applied:?}");
 }
 
 /// Sends one message after the other, each until it is kept; tells how long the longest took.
