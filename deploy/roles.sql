@@ -7,7 +7,8 @@
 --
 --   -v owner_password=... -v app_password=... -v readonly_password=... -v monitor_password=...
 --
--- A role without one does not log in: give its rights to roles of your own instead,
+-- (A command line can be seen by everybody on the machine: deploy/postgres-init.sh reads them from
+-- files.) A role without one does not log in: give its rights to roles of your own instead,
 --
 --   grant deskfeed_app to the_role_of_your_service;
 --
