@@ -2,8 +2,13 @@
 -- Locks: none that matter; all is new.
 -- Reversible: no; this is the history.
 -- Size: about 540 bytes per message of 300 bytes and 140 bytes per other event, indexes included.
+--
+-- Narrower than squawk likes, on purpose: keys as in 0002, a number within one session, and codes that a
+-- check names. Forty bytes less in every row.
+-- squawk-ignore-file prefer-bigint-over-int, prefer-bigint-over-smallint
 
 set local lock_timeout = '250ms';
+set local statement_timeout = '5s';
 
 create table events (
     version      bigint      not null,

@@ -34,16 +34,16 @@ pub struct Database {
 pub enum WrongSchema {
     #[error(
         "the database lacks migrations from number {0} on; apply them with `deskfeed migrate` (as a role that owns the schema), \
-         or have your DBA run what `deskfeed migrate --print` prints; then start again"
+         or have your DBA run what `deskfeed migrate print` prints; then start again"
     )]
     Behind(i64),
     #[error(
-        "the database was migrated by a newer deskfeed (migration {0}); start that version, or restore a database of this one"
+        "the database was migrated by a newer deskfeed (migration {0}), in a way that this one cannot work with; start that version, or restore a database of this one"
     )]
     Ahead(i64),
     #[error(
         "migration {0} is recorded differently from this program's file of that number (or did not end well); \
-         compare with `deskfeed migrate --status`, and start the deskfeed that applied it"
+         compare with `deskfeed migrate status`, and start the deskfeed that applied it"
     )]
     Different(i64),
 }
@@ -133,6 +133,10 @@ pub async fn migrate(connection: &mut PgConnection) -> anyhow::Result<()> {
 pub async fn check_schema(connection: &mut PgConnection) -> anyhow::Result<()> {
     match schema::state(connection).await? {
         SchemaState::Current => Ok(()),
+        SchemaState::Extended { newest } => {
+            tracing::info!(newest, "the schema is newer than this program, which can work with it");
+            Ok(())
+        }
         SchemaState::Behind { next } => Err(WrongSchema::Behind(next).into()),
         SchemaState::Ahead { newest } => Err(WrongSchema::Ahead(newest).into()),
         SchemaState::Different { number } => Err(WrongSchema::Different(number).into()),

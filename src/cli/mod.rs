@@ -4,6 +4,7 @@ pub mod backfill;
 pub mod bench;
 pub mod database;
 pub mod demo;
+pub mod doctor;
 pub mod export;
 pub mod healthcheck;
 pub mod import;
@@ -13,7 +14,10 @@ pub mod sealed;
 pub mod serve;
 pub mod token;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use utoipa::OpenApi;
@@ -57,6 +61,8 @@ enum Command {
     Import(import::ImportArgs),
     /// Reads one feed's whole history over HTTP into a file.
     Backfill(backfill::BackfillArgs),
+    /// Looks at the database: what is wrong, and what to do. Exit code 0: all is well; 1: warnings; 2: critical.
+    Doctor(doctor::DoctorArgs),
     /// Makes, lists and revokes tokens.
     Token(token::TokenArgs),
     /// Asks a running service whether it is ready; for containers. Exit code 0: yes.
@@ -92,6 +98,7 @@ pub fn main() -> ExitCode {
             Command::Export(args) => export::run(&args).await,
             Command::Import(args) => import::run(&args).await,
             Command::Backfill(args) => backfill::run(&args).await,
+            Command::Doctor(args) => doctor::run(&args).await,
             Command::Token(args) => token::run(&args).await,
             Command::Healthcheck(args) => healthcheck::run(&args).await,
             Command::Openapi => print_openapi(),
@@ -103,6 +110,15 @@ pub fn main() -> ExitCode {
             eprintln!("deskfeed: {error:#}");
             if error.is::<database::WrongSchema>() { ExitCode::from(EXIT_SCHEMA) } else { ExitCode::FAILURE }
         }
+    }
+}
+
+/// Writes a text to standard output, to whose reader (`head`, `less`) a part may be enough.
+fn print_text(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
     }
 }
 

@@ -35,7 +35,7 @@ use crate::{
         tokens::Tokens,
         writer::Writer,
     },
-    store::{pool::Db, tokens},
+    store::{pool::Db, rights, tokens},
     telemetry,
 };
 
@@ -76,6 +76,9 @@ async fn serve(
     }
     check_schema(&mut connection).await?;
     check_settings(&mut connection, args.allow_unsafe).await?;
+    if !database.is_private {
+        tell_of_rights(&mut connection).await?;
+    }
     if database.is_private && admin_token.is_none() && !tokens::any_admin(&mut connection).await? {
         let secret = token::create(&mut connection, Role::Admin, None, None).await?;
         println!("Admin token (shown this once): {secret}");
@@ -210,6 +213,30 @@ async fn check_settings(connection: &mut PgConnection, allow_unsafe: bool) -> an
     bail!(
         "PostgreSQL runs with {listed}: a crash may lose messages that were acknowledged. Set them on, or DESKFEED_ALLOW_UNSAFE=1 to serve all the same"
     )
+}
+
+/// Says in the log when the database role may do more than the service needs, or less.
+async fn tell_of_rights(connection: &mut PgConnection) -> anyhow::Result<()> {
+    let role = rights::current_role(connection).await?;
+    let excess = rights::excess(connection, &role).await?;
+    if !excess.is_empty() {
+        tracing::warn!(
+            role,
+            excess = excess.join("; "),
+            "the database role can do more than the service needs; have your DBA run deploy/roles.sql, and let \
+             DATABASE_URL log in as deskfeed_app or a member of it (docs/dba.md, Roles)"
+        );
+    }
+    let lacking = rights::lacking(connection, &role).await?;
+    if !lacking.is_empty() {
+        tracing::error!(
+            role,
+            lacking = lacking.join("; "),
+            "the database role lacks rights that the service needs: requests will fail; run `deskfeed migrate` or \
+             deploy/grants.sql as the owner of the tables (docs/dba.md, Roles)"
+        );
+    }
+    Ok(())
 }
 
 /// Each parked poll is an open file. The soft limit is often 1024; the hard one is the operator's.

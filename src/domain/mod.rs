@@ -5,6 +5,7 @@ pub mod caller;
 pub mod cursor;
 pub mod event;
 pub mod fault;
+pub mod finding;
 pub mod ids;
 pub mod limits;
 pub mod message;

@@ -9,10 +9,7 @@ use http::header;
 use super::{problem::Problem, state::App};
 use crate::{
     domain::fault::Fault,
-    store::{
-        pool::read_deadline,
-        schema::{self, SchemaState},
-    },
+    store::{pool::read_deadline, schema},
 };
 
 /// The process is alive.
@@ -31,9 +28,9 @@ pub async fn readyz(State(app): State<App>) -> Result<&'static str, Problem> {
     let mut lease = app.live.db.lease().await?;
     let state = read_deadline(schema::state(&mut lease)).await?;
     lease.finish();
-    if state != SchemaState::Current {
+    if !state.is_usable() {
         return Err(Fault::unavailable(
-            "the schema is not at the version that this program needs; see `deskfeed migrate --status`",
+            "the schema is not at the version that this program needs; see `deskfeed migrate status`",
         )
         .into());
     }

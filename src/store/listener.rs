@@ -5,7 +5,7 @@
 //! loss or silence the listener is dropped and [`Listener::connect`] is called anew, and whoever
 //! listens must look at the tables after each connect, because what was told before is lost.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{
     Executor,
@@ -15,7 +15,7 @@ use sqlx::{
 use super::{
     Result,
     appends::CHANNEL,
-    pool::{Db, deadline},
+    pool::{Db, Purpose, deadline},
 };
 use crate::domain::limits;
 
@@ -30,6 +30,10 @@ impl Listener {
     /// # Errors
     /// When the server cannot be reached.
     pub async fn connect(db: &Db) -> Result<Self> {
+        Self::on(db, "deskfeed/listens", CHANNEL).await
+    }
+
+    async fn on(db: &Db, application_name: &str, channel: &str) -> Result<Self> {
         deadline(limits::DB_ACQUIRE_MS, async {
             let pool = PgPoolOptions::new()
                 .max_connections(1)
@@ -42,11 +46,11 @@ impl Listener {
                         Ok(())
                     })
                 })
-                .connect_with(db.options().clone().application_name("deskfeed/listens"))
+                .connect_with(db.options().clone().application_name(application_name))
                 .await?;
             let mut inner = PgListener::connect_with(&pool).await?;
             inner.ignore_pool_close_event(true);
-            inner.listen(CHANNEL).await?;
+            inner.listen(channel).await?;
             Ok(Self { inner })
         })
         .await
@@ -65,6 +69,26 @@ impl Listener {
             Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
         }
     }
+}
+
+/// Whether what one connection notifies another one hears, on a channel of its own; how long it took.
+///
+/// # Errors
+/// When the server cannot be reached, or nothing is heard within [`limits::DB_ACQUIRE_MS`].
+pub async fn round_trip(db: &Db) -> Result<Duration> {
+    let channel = format!("deskfeed_{}", uuid::Uuid::new_v4().simple());
+    let mut listener = Listener::on(db, "deskfeed/listens/doctor", &channel).await?;
+    let mut connection = db.connect(Purpose::Commands).await?;
+    let began = Instant::now();
+    deadline(limits::DB_ACQUIRE_MS, async {
+        sqlx::query("/* listener.round_trip */ select pg_notify($1, '')")
+            .bind(&channel)
+            .execute(&mut connection)
+            .await?;
+        listener.hear().await
+    })
+    .await?;
+    Ok(began.elapsed())
 }
 
 /// Notifies every process, this one too: proves the LISTEN connections.

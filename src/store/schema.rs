@@ -1,20 +1,34 @@
 //! The schema: plain SQL files, embedded, and how a database stands to them.
 //!
 //! Applied migrations are recorded in `_sqlx_migrations`, the table of the sqlx command line tool,
-//! with a checksum each. A DBA who applies the files with psql runs what [`print_pending`] gives,
-//! which records the same.
+//! with a checksum each. A DBA who applies the files with psql runs what [`Migrations::print`]
+//! gives, which records the same.
+//!
+//! **Old programs on a newer schema.** Migrations come before the programs that need them, so the
+//! programs that run (and are started anew) meanwhile know fewer than the database has. They go on
+//! as long as `store.oldest_program` is no newer than what they know; the migration that takes away
+//! what they need raises it.
 
-use std::{fmt::Write as _, time::Duration};
+mod script;
 
+use std::{
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
 use sqlx::{
     PgConnection, SqlSafeStr,
-    migrate::{MigrateError, Migration, MigrationType, Migrator},
+    migrate::{Migrate, MigrateError, Migration, MigrationType},
 };
 
 use super::Result;
 
+/// A migration's number, name and text.
+pub type File = (i64, &'static str, &'static str);
+
 /// The numbered files of `migrations/`, in order. A test compares this list with the folder.
-pub const FILES: [(i64, &str, &str); 6] = [
+pub const FILES: [File; 6] = [
     (1, "store", include_str!("../../migrations/0001_store.sql")),
     (2, "feeds", include_str!("../../migrations/0002_feeds.sql")),
     (3, "tokens", include_str!("../../migrations/0003_tokens.sql")),
@@ -23,21 +37,36 @@ pub const FILES: [(i64, &str, &str); 6] = [
     (6, "acks", include_str!("../../migrations/0006_acks.sql")),
 ];
 
+/// First line of a file that cannot run in a transaction (an index made concurrently): one statement.
+const NO_TRANSACTION: &str = "-- no-transaction\n";
+
+/// Where applied migrations are recorded.
+const TABLE: &str = "_sqlx_migrations";
+
 /// Two migrators must not meet. Arbitrary, but the same for all of ours.
 const MIGRATOR_LOCK: i64 = 0x6465_736b_6665_6564;
 
 /// How long a migrator waits for another one.
 const MIGRATOR_WAIT: Duration = Duration::from_secs(30);
 
-/// How a database stands to the schema of this program.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How often a migration is tried that does not get its locks within its lock_timeout, and the
+/// pause between, in which those who waited behind it go on.
+const LOCK_TRIES: u32 = 60;
+const LOCK_PAUSE: Duration = Duration::from_millis(300);
+
+/// How a database stands to the schema of a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SchemaState {
     Current,
+    /// A newer program has migrated it, up to this number, and has left what this one needs.
+    Extended {
+        newest: i64,
+    },
     /// Migrations from this number on are not applied.
     Behind {
         next: i64,
     },
-    /// A newer program has migrated it, up to this number.
+    /// A newer program has migrated it, up to this number, and this one cannot work with it.
     Ahead {
         newest: i64,
     },
@@ -47,12 +76,21 @@ pub enum SchemaState {
     },
 }
 
-/// A migration and whether it is applied.
+impl SchemaState {
+    /// Whether the program can serve.
+    pub fn is_usable(self) -> bool {
+        matches!(self, Self::Current | Self::Extended { .. })
+    }
+}
+
+/// A migration, and when it was applied.
 #[derive(Debug)]
 pub struct MigrationLine {
     pub number: i64,
-    pub name: &'static str,
-    pub applied: bool,
+    pub name: String,
+    pub applied_at: Option<DateTime<Utc>>,
+    /// Whether this program has it.
+    pub known: bool,
 }
 
 /// What can go wrong with a migration.
@@ -64,19 +102,226 @@ pub enum SchemaError {
     Migration(#[from] MigrateError),
     #[error("another migrator has been at work for {} s; wait for it, or end its connection (application_name deskfeed/commands)", MIGRATOR_WAIT.as_secs())]
     Locked,
+    #[error("there is no migration {0}; `deskfeed migrate status` shows them")]
+    Unknown(i64),
+    #[error("migration {number} comes after {missing}, which is not applied")]
+    OutOfOrder { number: i64, missing: i64 },
+    #[error("migration {0} is recorded differently from this program's file of that number (or did not end well)")]
+    Different(i64),
 }
 
-fn migrator() -> Migrator {
-    let migrations = FILES
-        .iter()
-        .map(|(number, name, sql)| {
-            Migration::new(*number, (*name).into(), MigrationType::Simple, sql.into_sql_str(), false)
-        })
-        .collect();
-    let mut migrator = Migrator::with_migrations(migrations);
-    // sqlx would wait inside pg_advisory_lock for ever; we take a lock of our own, with a limit.
-    migrator.set_locking(false);
-    migrator
+/// The migrations that a program knows, in order.
+#[derive(Debug)]
+pub struct Migrations(Vec<Migration>);
+
+/// A line of the table of applied migrations.
+struct Applied {
+    number: i64,
+    name: String,
+    at: DateTime<Utc>,
+    checksum: Vec<u8>,
+    success: bool,
+}
+
+impl Migrations {
+    /// Those of this program.
+    pub fn embedded() -> &'static Self {
+        static EMBEDDED: LazyLock<Migrations> = LazyLock::new(|| Migrations::of(&FILES));
+        &EMBEDDED
+    }
+
+    /// Those of a program that has these files.
+    pub fn of(files: &[File]) -> Self {
+        let migration = |(number, name, sql): &File| {
+            let no_transaction = sql.starts_with(NO_TRANSACTION);
+            Migration::new(*number, (*name).into(), MigrationType::Simple, sql.into_sql_str(), no_transaction)
+        };
+        Self(files.iter().map(migration).collect())
+    }
+
+    fn newest(&self) -> i64 {
+        self.0.last().map_or(0, |migration| migration.version)
+    }
+
+    /// Compares the database with the program.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn state(&self, connection: &mut PgConnection) -> Result<SchemaState> {
+        let applied = applied(connection).await?;
+        let newest = applied.last().map_or(0, |line| line.number);
+        if newest > self.newest() && oldest_program(connection).await? > self.newest() {
+            return Ok(SchemaState::Ahead { newest });
+        }
+        for migration in &self.0 {
+            match applied.iter().find(|line| line.number == migration.version) {
+                None => return Ok(SchemaState::Behind { next: migration.version }),
+                Some(line) if !line.is(migration) => {
+                    return Ok(SchemaState::Different { number: migration.version });
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(if newest > self.newest() { SchemaState::Extended { newest } } else { SchemaState::Current })
+    }
+
+    /// Every migration, of the program and of the database.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn status(&self, connection: &mut PgConnection) -> Result<Vec<MigrationLine>> {
+        let applied = applied(connection).await?;
+        let ours = self.0.iter().map(|migration| MigrationLine {
+            number: migration.version,
+            name: migration.description.to_string(),
+            applied_at: applied.iter().find(|line| line.number == migration.version).map(|line| line.at),
+            known: true,
+        });
+        let newer = applied.iter().filter(|line| self.find(line.number).is_none()).map(|line| MigrationLine {
+            number: line.number,
+            name: line.name.clone(),
+            applied_at: Some(line.at),
+            known: false,
+        });
+        Ok(ours.chain(newer).collect())
+    }
+
+    fn find(&self, number: i64) -> Option<&Migration> {
+        self.0.iter().find(|migration| migration.version == number)
+    }
+
+    /// Applies what is missing, up to a number if one is given. Safe to run twice, and by two at
+    /// once. Tells of each migration that it has applied and how long that took.
+    ///
+    /// # Errors
+    /// When a migration fails (the ones before it stay applied) or another migrator does not end.
+    pub async fn up(
+        &self,
+        connection: &mut PgConnection,
+        to: Option<i64>,
+        tell: impl FnMut(&Migration, Duration),
+    ) -> std::result::Result<(), SchemaError> {
+        if let Some(unknown) = to.filter(|number| self.find(*number).is_none()) {
+            return Err(SchemaError::Unknown(unknown));
+        }
+        lock(connection).await?;
+        let done = self.apply_missing(connection, to, tell).await;
+        unlock(connection).await?;
+        done
+    }
+
+    async fn apply_missing(
+        &self,
+        connection: &mut PgConnection,
+        to: Option<i64>,
+        mut tell: impl FnMut(&Migration, Duration),
+    ) -> std::result::Result<(), SchemaError> {
+        connection.ensure_migrations_table(TABLE).await?;
+        let applied = applied(connection).await?;
+        for migration in self.0.iter().filter(|migration| to.is_none_or(|to| migration.version <= to)) {
+            match applied.iter().find(|line| line.number == migration.version) {
+                Some(line) if line.is(migration) => {}
+                Some(line) => return Err(SchemaError::Different(line.number)),
+                None => {
+                    let began = Instant::now();
+                    apply(connection, migration).await?;
+                    tell(migration, began.elapsed());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Records a migration whose SQL was run by hand. False when it is recorded already.
+    ///
+    /// # Errors
+    /// When it is unknown, recorded differently, or one before it is not applied.
+    pub async fn mark_applied(
+        &self,
+        connection: &mut PgConnection,
+        number: i64,
+    ) -> std::result::Result<bool, SchemaError> {
+        let migration = self.find(number).ok_or(SchemaError::Unknown(number))?;
+        lock(connection).await?;
+        let done = self.record(connection, migration).await;
+        unlock(connection).await?;
+        done
+    }
+
+    async fn record(
+        &self,
+        connection: &mut PgConnection,
+        migration: &Migration,
+    ) -> std::result::Result<bool, SchemaError> {
+        connection.ensure_migrations_table(TABLE).await?;
+        let applied = applied(connection).await?;
+        let number = migration.version;
+        if let Some(line) = applied.iter().find(|line| line.number == number) {
+            return if line.is(migration) { Ok(false) } else { Err(SchemaError::Different(number)) };
+        }
+        let before = self.0.iter().map(|earlier| earlier.version).take_while(|earlier| *earlier < number);
+        for missing in before {
+            if !applied.iter().any(|line| line.number == missing) {
+                return Err(SchemaError::OutOfOrder { number, missing });
+            }
+        }
+        connection.skip(TABLE, migration).await?;
+        Ok(true)
+    }
+
+    /// The SQL that a DBA runs instead of `deskfeed migrate`: the files that are not applied, each
+    /// with the line that records it, and the rights of the roles. Each file that runs in a
+    /// transaction refuses to run twice, out of order or beside another migrator.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn print(&self, connection: &mut PgConnection) -> Result<String> {
+        let applied = applied(connection).await?;
+        let pending: Vec<&Migration> =
+            self.0.iter().filter(|m| !applied.iter().any(|line| line.number == m.version)).collect();
+        if pending.is_empty() {
+            return Ok("-- Nothing to apply.\n".to_owned());
+        }
+        Ok(script::of(self, &pending))
+    }
+
+    /// As [`Migrations::print`], for a database that lacks all from a number on.
+    ///
+    /// # Errors
+    /// When there is no such migration.
+    pub fn print_from(&self, number: i64) -> std::result::Result<String, SchemaError> {
+        self.find(number).ok_or(SchemaError::Unknown(number))?;
+        let pending: Vec<&Migration> = self.0.iter().filter(|migration| migration.version >= number).collect();
+        Ok(script::of(self, &pending))
+    }
+}
+
+impl Applied {
+    /// Whether it is this very file, applied to its end.
+    fn is(&self, migration: &Migration) -> bool {
+        self.success && self.checksum == *migration.checksum
+    }
+}
+
+/// Applies a migration and records it. What does not get its locks in time is tried again: each
+/// try is short (the file sets lock_timeout), so nobody waits long behind it.
+async fn apply(connection: &mut PgConnection, migration: &Migration) -> std::result::Result<(), MigrateError> {
+    let mut tries = 1;
+    loop {
+        match connection.apply(TABLE, migration).await {
+            // What runs without a transaction leaves something behind when it fails.
+            Err(error) if waited_for_lock(&error) && !migration.no_tx && tries < LOCK_TRIES => tries += 1,
+            done => return done.map(drop),
+        }
+        tracing::info!(migration = migration.version, tries, "a lock was not to be had in time; trying again");
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+}
+
+fn waited_for_lock(error: &MigrateError) -> bool {
+    let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else { return false };
+    // 55P03: lock_timeout.
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }
 
 /// Compares the database with this program.
@@ -84,69 +329,57 @@ fn migrator() -> Migrator {
 /// # Errors
 /// When the database cannot be read.
 pub async fn state(connection: &mut PgConnection) -> Result<SchemaState> {
-    let applied = applied(connection).await?;
-    let newest_known = FILES.last().map_or(0, |(number, ..)| *number);
-    if let Some((newest, ..)) = applied.last()
-        && *newest > newest_known
-    {
-        return Ok(SchemaState::Ahead { newest: *newest });
-    }
-    for migration in migrator().iter() {
-        match applied.iter().find(|(number, ..)| *number == migration.version) {
-            None => return Ok(SchemaState::Behind { next: migration.version }),
-            Some((_, checksum, success)) if !success || *checksum != *migration.checksum => {
-                return Ok(SchemaState::Different { number: migration.version });
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(SchemaState::Current)
+    Migrations::embedded().state(connection).await
 }
 
-/// Every migration of this program, and whether the database has it.
+/// Applies what is missing of this program's migrations, and gives the roles their rights.
 ///
 /// # Errors
-/// When the database cannot be read.
-pub async fn status(connection: &mut PgConnection) -> Result<Vec<MigrationLine>> {
-    let applied = applied(connection).await?;
-    Ok(FILES
-        .iter()
-        .map(|(number, name, _)| MigrationLine {
-            number: *number,
-            name,
-            applied: applied.iter().any(|(found, ..)| found == number),
-        })
-        .collect())
+/// As [`Migrations::up`].
+pub async fn migrate(connection: &mut PgConnection) -> std::result::Result<(), SchemaError> {
+    Migrations::embedded().up(connection, None, |_, _| {}).await?;
+    grant(connection).await
 }
 
-/// (number, checksum, success), in order. Nothing when the table is not there yet.
-async fn applied(connection: &mut PgConnection) -> Result<Vec<(i64, Vec<u8>, bool)>> {
+/// Gives the roles of `deploy/roles.sql` their rights, as far as the roles are there. Does nothing for
+/// a role that does not own the tables.
+///
+/// # Errors
+/// When the database refuses it, or another migrator does not end.
+pub async fn grant(connection: &mut PgConnection) -> std::result::Result<(), SchemaError> {
+    // Two who grant at once would meet in the catalog.
+    lock(connection).await?;
+    let done = super::rights::grant(connection).await;
+    unlock(connection).await?;
+    Ok(done?)
+}
+
+/// What is recorded, in order. Nothing when the table is not there yet.
+async fn applied(connection: &mut PgConnection) -> Result<Vec<Applied>> {
     let there: bool = sqlx::query_scalar("/* schema.applied */ select to_regclass('_sqlx_migrations') is not null")
         .fetch_one(&mut *connection)
         .await?;
     if !there {
         return Ok(Vec::new());
     }
-    sqlx::query_as("/* schema.applied */ select version, checksum, success from _sqlx_migrations order by version")
-        .fetch_all(connection)
-        .await
+    type Row = (i64, String, DateTime<Utc>, Vec<u8>, bool);
+    let rows: Vec<Row> = sqlx::query_as(
+        "/* schema.applied */ select version, description, installed_on, checksum, success from _sqlx_migrations order by version",
+    )
+    .fetch_all(connection)
+    .await?;
+    let line = |(number, name, at, checksum, success)| Applied { number, name, at, checksum, success };
+    Ok(rows.into_iter().map(line).collect())
 }
 
-/// Applies what is missing. Safe to run twice, and by two at once.
-///
-/// # Errors
-/// When a migration fails (the ones before it stay applied) or another migrator does not end.
-pub async fn migrate(connection: &mut PgConnection) -> std::result::Result<(), SchemaError> {
-    lock(connection).await?;
-    let done = migrator().run_direct(None, connection, false).await;
-    let unlocked =
-        sqlx::query("/* schema.migrate */ select pg_advisory_unlock($1)").bind(MIGRATOR_LOCK).execute(connection).await;
-    done?;
-    unlocked?;
-    Ok(())
+/// The newest migration that a program must know to work on the database's schema.
+async fn oldest_program(connection: &mut PgConnection) -> Result<i64> {
+    sqlx::query_scalar("/* schema.oldest_program */ select oldest_program from store").fetch_one(connection).await
 }
 
 async fn lock(connection: &mut PgConnection) -> std::result::Result<(), SchemaError> {
+    // Not pg_advisory_lock: whoever waits in it has a snapshot, and CREATE INDEX CONCURRENTLY of the
+    // other migrator would wait for that.
     let until = tokio::time::Instant::now() + MIGRATOR_WAIT;
     loop {
         let locked: bool = sqlx::query_scalar("/* schema.lock */ select pg_try_advisory_lock($1)")
@@ -163,41 +396,12 @@ async fn lock(connection: &mut PgConnection) -> std::result::Result<(), SchemaEr
     }
 }
 
-/// The SQL that a DBA runs instead of `deskfeed migrate`: the files not applied yet, each in a
-/// transaction with the line that records it.
-///
-/// # Errors
-/// When the database cannot be read.
-pub async fn print_pending(connection: &mut PgConnection) -> Result<String> {
-    let applied = applied(connection).await?;
-    let mut sql = String::new();
-    let pending: Vec<Migration> =
-        migrator().iter().filter(|m| !applied.iter().any(|(number, ..)| *number == m.version)).cloned().collect();
-    if pending.is_empty() {
-        return Ok("-- Nothing to apply: the schema is current.\n".to_owned());
-    }
-    sql.push_str(
-        "-- Run with: psql -X -v ON_ERROR_STOP=1 -f THIS_FILE\n\
-         create table if not exists _sqlx_migrations (\n    version bigint primary key,\n    description text not null,\n    \
-         installed_on timestamptz not null default now(),\n    success boolean not null,\n    checksum bytea not null,\n    execution_time bigint not null\n);\n",
-    );
-    for migration in pending {
-        let checksum = migration.checksum.iter().fold(String::new(), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        });
-        let (number, name) = (migration.version, &migration.description);
-        // As above: writing to a String cannot fail.
-        let _ = write!(
-            sql,
-            "\n-- ---- migrations/{number:04}_{name}.sql ----\nbegin;\n\n{}\n\
-             insert into _sqlx_migrations (version, description, success, checksum, execution_time)\n\
-             values ({number}, '{name}', true, '\\x{checksum}', -1);\n\ncommit;\n",
-            migration.sql.as_str()
-        );
-    }
-    Ok(sql)
+async fn unlock(connection: &mut PgConnection) -> Result<()> {
+    sqlx::query("/* schema.unlock */ select pg_advisory_unlock($1)")
+        .bind(MIGRATOR_LOCK)
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 /// Settings of the server that could lose what was committed, as `name=value`.

@@ -44,10 +44,13 @@ async fn ready_means_that_the_schema_fits() {
         .execute(&mut sql)
         .await
         .expect("a migration from the future");
+    assert_eq!(desk.admin.get("/readyz").await.status, 200, "one that it can work with");
+    sqlx::raw_sql("update store set oldest_program = 9999").execute(&mut sql).await.expect("one that it cannot");
     let answer = desk.admin.get("/readyz").await;
     assert_eq!((answer.code(), answer.header("retry-after")), (50300, "1"));
     assert_eq!(desk.admin.get("/healthz").await.status, 200);
-    sqlx::raw_sql("delete from _sqlx_migrations where version = 9999").execute(&mut sql).await.expect("it goes again");
+    let gone = "delete from _sqlx_migrations where version = 9999; update store set oldest_program = 1";
+    sqlx::raw_sql(gone).execute(&mut sql).await.expect("it goes again");
     assert_eq!(desk.admin.get("/readyz").await.status, 200);
 }
 

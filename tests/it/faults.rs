@@ -17,7 +17,7 @@ use crate::support::{
     client::Reply,
     db_proxy::{DbProxy, Mode},
     desk::{base, start_replica},
-    process,
+    postgres, process,
 };
 
 /// The promised second, and slack for a machine that has much else to do.
@@ -259,7 +259,7 @@ async fn a_replica_that_stops_inside_a_batch_holds_up_the_others_for_seconds_onl
     let desk = TestDesk::start().await;
     let (ann, web) = ann_and_web(&desk).await;
     web.open_to("s2", "ann").await.ok();
-    let hung = process::Service::serve(&["--database-url", &desk.url]).await;
+    let hung = process::Service::serve(&["--database-url", &postgres::as_application(&desk.url)]).await;
     let (mut sql, mut keeper) = (desk.sql().await, desk.sql().await);
     // The replica takes the append lock, then waits for the session's row.
     let take = "begin; select from sessions where session_id = 's1' for update";

@@ -5,7 +5,7 @@ use deskfeed::store::pool::{Db, Purpose};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use crate::support::TestDesk;
+use crate::support::{TestDesk, postgres};
 
 /// Feed 7 holds 1,000 Messages and one AddSession at its very end; feed 8 nothing but DelSessions
 /// and one Message at its very end. Every other event is somebody's Message.
@@ -39,7 +39,7 @@ impl Plans {
         let desk = TestDesk::start().await;
         sqlx::raw_sql(LOAD).execute(&mut desk.sql().await).await.expect("the events are loaded");
         // The service's own connection, with its settings.
-        let db = Db::new(&desk.url, 1).expect("a URL");
+        let db = Db::new(&postgres::as_application(&desk.url), 1).expect("a URL");
         Self { connection: db.connect(Purpose::Reads).await.expect("a connection"), _desk: desk }
     }
 

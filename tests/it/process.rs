@@ -1,12 +1,11 @@
 //! The program as an operator meets it: starts, stops, kills, migrations, tokens.
 
-use std::{path::PathBuf, process::Stdio, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::{
-    io::AsyncWriteExt,
     task::JoinSet,
     time::{Instant, timeout},
 };
@@ -40,9 +39,10 @@ impl Drop for Folder {
     }
 }
 
-/// Serves a database with the tests' admin token.
+/// Serves a database with the tests' admin token, as the application role.
 async fn serve(url: &str) -> (Service, Client) {
-    let service = Service::serve(&["--database-url", url, "--admin-token", ADMIN_TOKEN]).await;
+    let url = postgres::as_application(url);
+    let service = Service::serve(&["--database-url", &url, "--admin-token", ADMIN_TOKEN]).await;
     let admin = Client::new(&service.base, ADMIN_TOKEN);
     (service, admin)
 }
@@ -179,15 +179,16 @@ async fn serve_refuses_a_schema_that_is_not_its_own() {
     let older = refused(&url, &[]).await;
     assert_eq!(older.code, Some(3));
     assert!(older.err.contains("deskfeed migrate"), "it names the command: {}", older.err);
-    let status = process::run(&["migrate", "--database-url", &url, "--status"]).await;
+    let status = process::run(&["migrate", "--database-url", &url, "status"]).await;
     assert_eq!(status.code, Some(3));
     assert!(status.out.contains("0001") && status.out.contains("missing"), "{}", status.out);
 
     // What a DBA is given instead of the command.
-    let printed = process::run(&["migrate", "--database-url", &url, "--print"]).await;
+    let printed = process::run(&["migrate", "--database-url", &url, "print"]).await;
     assert_eq!(printed.code, Some(0), "{}", printed.err);
-    apply_with_psql(&url, &printed.out).await;
-    let status = process::run(&["migrate", "--database-url", &url, "--status"]).await;
+    let (applied, said) = postgres::run_psql(&url, &[], &printed.out).await;
+    assert!(applied, "{said}");
+    let status = process::run(&["migrate", "--database-url", &url, "status"]).await;
     assert_eq!(status.code, Some(0), "{}", status.out);
     let again = process::run(&["migrate", "--database-url", &url]).await;
     assert_eq!(again.code, Some(0), "nothing is left to do: {}", again.err);
@@ -195,6 +196,8 @@ async fn serve_refuses_a_schema_that_is_not_its_own() {
 
     let copy = "insert into _sqlx_migrations select 9999, 'later', installed_on, success, checksum, execution_time from _sqlx_migrations where version = 1";
     run_sql(&url, copy).await;
+    serve(&url).await.0.terminate().await;
+    run_sql(&url, "update store set oldest_program = 9999").await;
     let newer = refused(&url, &[]).await;
     assert_eq!(newer.code, Some(3));
     assert!(newer.err.contains("newer") && newer.err.contains("9999"), "{}", newer.err);
@@ -203,24 +206,10 @@ async fn serve_refuses_a_schema_that_is_not_its_own() {
     assert_eq!(migrated.code, Some(3));
     assert!(migrated.err.contains("9999"), "{}", migrated.err);
 
-    run_sql(&url, "delete from _sqlx_migrations where version = 9999; update _sqlx_migrations set checksum = '\\x00' where version = 2").await;
+    run_sql(&url, "delete from _sqlx_migrations where version = 9999; update store set oldest_program = 1; update _sqlx_migrations set checksum = '\\x00' where version = 2").await;
     let different = refused(&url, &[]).await;
     assert_eq!(different.code, Some(3));
     assert!(different.err.contains("migration 2"), "{}", different.err);
-}
-
-/// With psql where there is one, else as psql would.
-async fn apply_with_psql(url: &str, text: &str) {
-    let mut psql = tokio::process::Command::new("psql");
-    psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", url]).stdin(Stdio::piped()).stdout(Stdio::null());
-    let Ok(mut psql) = psql.spawn() else {
-        run_sql(url, text).await;
-        return;
-    };
-    let mut input = psql.stdin.take().expect("piped");
-    input.write_all(text.as_bytes()).await.expect("psql reads");
-    drop(input);
-    assert!(timeout(START, psql.wait()).await.expect("psql ends").expect("psql runs").success());
 }
 
 #[tokio::test]
@@ -231,7 +220,7 @@ async fn two_migrators_at_once_both_succeed() {
     for ended in [one, other] {
         assert_eq!(ended.code, Some(0), "{}", ended.err);
     }
-    let status = process::run(&["migrate", "--database-url", &url, "--status"]).await;
+    let status = process::run(&["migrate", "--database-url", &url, "status"]).await;
     assert_eq!(status.code, Some(0), "{}", status.out);
     serve(&url).await.0.terminate().await;
 }
@@ -278,7 +267,7 @@ async fn tokens_are_made_listed_and_revoked_beside_a_running_service() {
     let (service, admin) = serve(&url).await;
     ann_and_web(&admin).await;
     let token = |arguments: &'static [&'static str]| {
-        let mut all = vec!["token".to_owned(), "--database-url".to_owned(), url.clone()];
+        let mut all = vec!["token".to_owned(), "--database-url".to_owned(), postgres::as_application(&url)];
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         async move { process::run(&all.iter().map(String::as_str).collect::<Vec<&str>>()).await }
     };
@@ -298,7 +287,7 @@ async fn tokens_are_made_listed_and_revoked_beside_a_running_service() {
         let ann = ann.clone();
         async move { ann.query("a=2&wait=60").await }
     });
-    let revoked = process::run(&["token", "--database-url", &url, "revoke", &id]).await;
+    let revoked = process::run(&["token", "--database-url", &postgres::as_application(&url), "revoke", &id]).await;
     assert_eq!(revoked.code, Some(0), "{}", revoked.err);
     // Promised within a second; the machine may have much else to do.
     let refused = timeout(Duration::from_secs(5), poll).await.expect("a parked poll hears of it").expect("no panic");

@@ -3,11 +3,12 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use deskfeed::store::{
+    catalog,
     pool::{Db, Purpose},
     schema::{self, FILES, SchemaState},
 };
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Executor};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::support::{TestDesk, postgres};
 
@@ -50,6 +51,56 @@ async fn every_table_and_column_says_what_it_is() {
 }
 
 #[tokio::test]
+async fn the_catalog_file_says_what_the_migrations_make() {
+    let desk = TestDesk::start().await;
+    let made = catalog::read(&mut desk.sql().await).await.expect("the catalog");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/catalog.txt");
+    if std::env::var_os("DESKFEED_WRITE_CATALOG").is_some() {
+        fs::write(&path, &made).expect("the file is written");
+    }
+    let written = fs::read_to_string(&path).expect("the file");
+    assert_eq!(
+        written, made,
+        "after a change to a migration: DESKFEED_WRITE_CATALOG=1 cargo test --test it -- catalog"
+    );
+}
+
+/// What a migration locks of what was there before it, as `feeds SHARE ROW EXCLUSIVE`.
+async fn locks_of(connection: &mut PgConnection, sql: &'static str) -> Vec<String> {
+    sqlx::raw_sql("begin").execute(&mut *connection).await.expect("a transaction begins");
+    let before: Vec<String> =
+        sqlx::query_scalar("select relname::text from pg_class where relnamespace = 'public'::regnamespace")
+            .fetch_all(&mut *connection)
+            .await
+            .expect("the catalog");
+    sqlx::raw_sql(sql).execute(&mut *connection).await.expect("the migration applies");
+    let locks = sqlx::query_scalar(
+        "select relname || upper(regexp_replace(replace(mode, 'Lock', ''), '([A-Z])', ' \\1', 'g'))
+         from pg_locks join pg_class c on c.oid = relation
+         where pid = pg_backend_pid() and relnamespace = 'public'::regnamespace and relname = any ($1) and mode <> 'AccessShareLock'
+         order by 1",
+    )
+    .bind(before)
+    .fetch_all(&mut *connection)
+    .await
+    .expect("the locks");
+    sqlx::raw_sql("commit").execute(connection).await.expect("it is kept");
+    locks
+}
+
+#[tokio::test]
+async fn the_dbas_document_names_every_lock_of_a_migration() {
+    let document = include_str!("../../docs/dba.md");
+    let mut connection = PgConnection::connect(&postgres::empty_database().await).await.expect("a connection");
+    for (number, name, sql) in FILES {
+        let locks = locks_of(&mut connection, sql).await;
+        let locks = if locks.is_empty() { "none".to_owned() } else { locks.join(", ") };
+        let line = format!("| `{number:04}_{name}.sql` | {locks} |");
+        assert!(document.lines().any(|written| written == line), "docs/dba.md, Migrations, wants this line: {line}");
+    }
+}
+
+#[tokio::test]
 async fn a_database_is_told_apart_by_what_is_recorded_in_it() {
     let url = postgres::empty_database().await;
     let db = Db::new(&url, 1).expect("a URL");
@@ -66,9 +117,10 @@ async fn a_database_is_told_apart_by_what_is_recorded_in_it() {
             SchemaState::Different { number: last },
         ),
         (format!("delete from _sqlx_migrations where version = {last}"), SchemaState::Behind { next: last }),
+        (format!("update store set oldest_program = {}", last + 9), SchemaState::Behind { next: last }),
         (
-            format!("insert into _sqlx_migrations values ({}, 'newer', now(), true, '\\x00', 0)", last + 1),
-            SchemaState::Ahead { newest: last + 1 },
+            format!("insert into _sqlx_migrations values ({}, 'newer', now(), true, '\\x00', 0)", last + 9),
+            SchemaState::Ahead { newest: last + 9 },
         ),
     ] {
         connection.execute(AssertSqlSafe(change)).await.expect("the record is changed");

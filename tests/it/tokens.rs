@@ -273,7 +273,7 @@ async fn no_table_holds_a_token() {
 
 #[tokio::test]
 async fn no_log_line_holds_a_token_or_a_message() {
-    let url = postgres::new_database().await;
+    let url = postgres::as_application(&postgres::new_database().await);
     let mut command = process::command(&["serve", "--listen", "127.0.0.1:0", "--database-url", &url]);
     command.env("DESKFEED_ADMIN_TOKEN", ADMIN_TOKEN).env("DESKFEED_LOG", "trace");
     let service = Service::start(command).await.expect("it starts");

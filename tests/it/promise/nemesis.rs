@@ -33,16 +33,18 @@ impl Plant {
     pub async fn start(replicas: usize, admin_token: &str) -> Self {
         let folder = postgres::private_folder("promise");
         let pg = postgres::private_server(folder.clone()).await;
+        postgres::make_schema(&pg.url()).await;
         let mut plant = Self { url: pg.url(), folder, pg: Some(pg), replicas: Vec::new(), world: None };
         for _ in 0..replicas {
-            let replica = plant.start_replica(&["--migrate", "--admin-token", admin_token]).await;
+            let replica = plant.start_replica(&["--admin-token", admin_token]).await;
             plant.replicas.push(replica);
         }
         plant
     }
 
     async fn start_replica(&self, more: &[&str]) -> Service {
-        let mut arguments = vec!["--log", "info", "--database-url", &self.url];
+        let url = postgres::as_application(&self.url);
+        let mut arguments = vec!["--log", "info", "--database-url", &url];
         arguments.extend(more);
         Service::serve(&arguments).await
     }

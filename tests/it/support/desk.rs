@@ -17,6 +17,7 @@ struct Args {
 
 /// A service, or several replicas of it, on one database.
 pub struct TestDesk {
+    /// The database, as the role that the tests themselves use. The service's is another.
     pub url: String,
     pub replicas: Vec<Desk>,
     pub admin: Client,
@@ -88,8 +89,9 @@ pub fn base(desk: &Desk) -> String {
     format!("http://{}", desk.address())
 }
 
-/// Starts a replica on a port of the system's choice.
+/// Starts a replica on a port of the system's choice. It works as the application role.
 pub async fn start_replica(url: &str, arguments: &[&str]) -> Desk {
+    let url = &postgres::as_application(url);
     let listen = ["deskfeed", "--listen", "127.0.0.1:0", "--database-url", url];
     let args = Args::parse_from(listen.iter().chain(arguments)).serve;
     let listener = server::listen(args.listen).expect("a port");

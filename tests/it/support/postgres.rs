@@ -31,6 +31,14 @@ const IMAGE_TAG: &str = "15-bookworm";
 /// Made once, then copied for each test.
 const TEMPLATE: &str = "deskfeed_template";
 
+/// What the roles of `deploy/roles.sql` log in with here: a superuser does not hide a missing right.
+pub const OWNER: &str = "deskfeed_owner";
+pub const APPLICATION: &str = "deskfeed_app";
+pub const READONLY: &str = "deskfeed_readonly";
+pub const MONITOR: &str = "deskfeed_monitor";
+/// On a test server; the same for all of them.
+pub const PASSWORD: &str = "of-the-tests";
+
 /// A database with the current schema, of one test. It is left behind when the test ends: the server goes as a whole.
 pub async fn new_database() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -43,6 +51,13 @@ pub async fn empty_database() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let name = format!("deskfeed_empty_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     create(&name, None).await
+}
+
+/// A database with nothing in it but the rights that `deploy/roles.sql` gives.
+pub async fn database_of_roles() -> String {
+    let url = empty_database().await;
+    make_roles(&url).await;
+    url
 }
 
 fn template() -> String {
@@ -73,6 +88,19 @@ pub fn of_database(url: &str, name: &str) -> String {
     url.to_string()
 }
 
+/// The same database, as one of the roles of `deploy/roles.sql`.
+pub fn as_role(url: &str, role: &str) -> String {
+    let mut url = Url::parse(url).expect("a URL");
+    url.set_username(role).expect("a URL with a host");
+    url.set_password(Some(PASSWORD)).expect("a URL with a host");
+    url.to_string()
+}
+
+/// The same database, as the role that the service runs as.
+pub fn as_application(url: &str) -> String {
+    as_role(url, APPLICATION)
+}
+
 /// The server's URL. Starts it at the first call.
 fn server() -> &'static str {
     static SERVER: OnceLock<String> = OnceLock::new();
@@ -90,6 +118,37 @@ fn server() -> &'static str {
         });
         started.recv().expect("the tests' PostgreSQL starts")
     })
+}
+
+/// Where the private server's programs are, if there is one.
+static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+
+/// A psql: of the PATH, of an installed PostgreSQL, or of the private server's programs.
+fn psql() -> PathBuf {
+    let mut folders: Vec<PathBuf> = std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect();
+    folders.extend(std::env::var_os("DESKFEED_PG_BIN").map(PathBuf::from));
+    folders.extend(PROGRAMS.get().cloned());
+    let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    folders.extend(installed.map(|version| version.path().join("bin")));
+    let found = folders.into_iter().map(|folder| folder.join("psql")).find(|psql| psql.is_file());
+    found.expect("psql is there (Debian: the package postgresql-client)")
+}
+
+/// Runs psql as `deploy/` and `deskfeed migrate print` say, on a script or a file; gives whether it
+/// succeeded, and what it said.
+pub async fn run_psql(url: &str, arguments: &[&str], script: &str) -> (bool, String) {
+    use tokio::io::AsyncWriteExt;
+    let mut psql = tokio::process::Command::new(psql());
+    psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", url]).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
+    psql.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut psql = psql.spawn().expect("psql runs");
+    let mut input = psql.stdin.take().expect("piped");
+    // It may have ended before it has read all: then it says why.
+    let _ = input.write_all(script.as_bytes()).await;
+    drop(input);
+    let ended = tokio::time::timeout(Duration::from_secs(60), psql.wait_with_output()).await;
+    let output = ended.expect("psql ends in time").expect("psql runs");
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// What must live as long as the server is needed.
@@ -128,6 +187,7 @@ async fn start() -> (String, Keep) {
     }
     eprintln!("tests use a private PostgreSQL");
     let private = private_server(private_folder("tests")).await;
+    PROGRAMS.set(private.programs().to_owned()).expect("one server");
     (private.url(), Keep::Private(Box::new(private)))
 }
 
@@ -239,8 +299,45 @@ async fn make_template(url: &str) {
     ] {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.expect("a template database is made");
     }
-    let db = Db::new(&of_database(url, &name), 1).expect("a URL");
-    let mut connection = db.connect(Purpose::Commands).await.expect("the template answers");
+    make_schema(&of_database(url, &name)).await;
+}
+
+/// Makes the roles, and as the owner the schema, in an empty database.
+pub async fn make_schema(url: &str) {
+    make_roles(url).await;
+    let db = Db::new(&as_role(url, OWNER), 1).expect("a URL");
+    let mut connection = db.connect(Purpose::Commands).await.expect("the owner gets in");
     schema::migrate(&mut connection).await.expect("the migrations apply");
+    connection.close().await.expect("the connection closes");
+}
+
+/// What `deploy/roles.sql` does, and a password for each role. A role that is there already (of a
+/// server that others use, too) is left as it is.
+async fn make_roles(url: &str) {
+    let mut connection = PgConnection::connect(url).await.expect("the server answers");
+    let script = include_str!("../../../deploy/roles.sql");
+    let (plain, _for_psql) = script.split_once("\n-- ---- from here on").expect("the part that needs psql");
+    sqlx::raw_sql(plain).execute(&mut connection).await.expect("the tests' role may make roles");
+    for role in [OWNER, APPLICATION, READONLY, MONITOR] {
+        // Where the tests' role is no superuser it must be able to do what these are kept from.
+        let sql = format!(
+            "do $$ begin
+                 if not (select rolcanlogin from pg_roles where rolname = '{role}') then
+                     alter role {role} login password '{PASSWORD}';
+                 end if;
+                 if not pg_has_role('{role}', 'usage') then
+                     grant {role} to current_user;
+                 end if;
+             end $$"
+        );
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.expect("the roles log in");
+    }
+    // What the rest of the script does, where the tests' role is a superuser.
+    let monitors = "do $$ begin
+        if (select rolsuper from pg_roles where rolname = current_user) and not pg_has_role('deskfeed_monitor', 'pg_monitor', 'usage') then
+            grant pg_monitor to deskfeed_monitor;
+        end if;
+    end $$";
+    sqlx::raw_sql(monitors).execute(&mut connection).await.expect("a superuser may");
     connection.close().await.expect("the connection closes");
 }

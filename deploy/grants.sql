@@ -1,0 +1,51 @@
+-- The rights of the roles that deploy/roles.sql makes, on the tables: what each needs and no more.
+-- Run by `deskfeed migrate`, and a part of what `deskfeed migrate print` prints. By hand, as the
+-- role that owns the schema, after all migrations: psql -X -v ON_ERROR_STOP=1 -f deploy/grants.sql
+--
+-- Safe to run again: what was granted before is taken back first, in the same transaction. A role
+-- that is not there is left out. One grant a line: `deskfeed doctor` reads this file, too.
+do $grants$ begin
+
+-- The service. Columns are named where it changes a few only.
+if to_regrole('deskfeed_app') is not null then
+    revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, acks from deskfeed_app;
+    revoke all on sequence session_changes from deskfeed_app;
+    grant select on _sqlx_migrations to deskfeed_app;
+    -- Counts revocations; the rest of the row is the owner's.
+    grant select, update (revocations) on store to deskfeed_app;
+    -- LOCK TABLE ... IN EXCLUSIVE MODE asks for a right to change; there is nothing in it to change.
+    grant update on append_lock to deskfeed_app;
+    -- Rows are locked (for no key update), which asks for a right to change some column.
+    grant select, insert, update (created_at) on feeds to deskfeed_app;
+    grant select, insert on profiles to deskfeed_app;
+    grant select, insert, update (assigned_at, profile_key, open_sessions, max_sessions, status) on agents to deskfeed_app;
+    grant select, insert, update (name) on gateways to deskfeed_app;
+    grant select, insert, update (seen_at) on polls_seen to deskfeed_app;
+    grant select, insert, update (last_used_at, revocation) on tokens to deskfeed_app;
+    grant select, insert, update (closed_at, assigned_version, last_op_version, owner_key, last_op_by, last_op_to, status, last_op) on sessions to deskfeed_app;
+    grant select, usage on sequence session_changes to deskfeed_app;
+    -- Never update, delete or truncate: events are history.
+    grant select, insert on events to deskfeed_app;
+    grant select on messages to deskfeed_app;
+    -- Ranges grow together: the ones in between go.
+    grant select, insert, update (last_version), delete on acks to deskfeed_app;
+end if;
+
+-- People and programs that look at conversations: everything but the hashes of tokens.
+if to_regrole('deskfeed_readonly') is not null then
+    revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, acks from deskfeed_readonly;
+    grant select on _sqlx_migrations, store, feeds, profiles, agents, gateways, polls_seen, sessions, events, messages, acks to deskfeed_readonly;
+    grant select (created_at, expires_at, last_used_at, revocation, token_id, feed_key, role) on tokens to deskfeed_readonly;
+end if;
+
+-- Monitoring, `deskfeed doctor` too: how much and how old, never who or what.
+if to_regrole('deskfeed_monitor') is not null then
+    revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, acks from deskfeed_monitor;
+    grant select on _sqlx_migrations, store to deskfeed_monitor;
+    grant select (version, created_at, feed_key, type) on events to deskfeed_monitor;
+    grant select (opened_at, closed_at, session_key, status) on sessions to deskfeed_monitor;
+    grant select (feed_key, open_sessions, max_sessions, status) on agents to deskfeed_monitor;
+    grant select on polls_seen to deskfeed_monitor;
+end if;
+
+end $grants$;

@@ -1,0 +1,317 @@
+//! The roles of `deploy/roles.sql`: each may do what it needs, and nothing else.
+
+use std::collections::BTreeSet;
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::support::{
+    TestDesk,
+    postgres::{self, APPLICATION, MONITOR, OWNER, PASSWORD, READONLY},
+    process::{self, Service},
+};
+
+const ROLES: [&str; 3] = [APPLICATION, READONLY, MONITOR];
+
+/// PostgreSQL's word for "not yours".
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
+/// All that the three may do to tables: privilege, columns (empty: all of them), tables.
+const MAY: [(&str, &str, &str, &str); 20] = [
+    (
+        APPLICATION,
+        "select",
+        "",
+        "_sqlx_migrations store feeds profiles agents gateways polls_seen tokens sessions events messages acks",
+    ),
+    (APPLICATION, "insert", "", "feeds profiles agents gateways polls_seen tokens sessions events acks"),
+    (APPLICATION, "update", "revocations", "store"),
+    (APPLICATION, "update", "", "append_lock"),
+    (APPLICATION, "lock", "", "append_lock acks"),
+    (APPLICATION, "update", "created_at", "feeds"),
+    (APPLICATION, "update", "assigned_at profile_key open_sessions max_sessions status", "agents"),
+    (APPLICATION, "update", "name", "gateways"),
+    (APPLICATION, "update", "seen_at", "polls_seen"),
+    (APPLICATION, "update", "last_used_at revocation", "tokens"),
+    (
+        APPLICATION,
+        "update",
+        "closed_at assigned_version last_op_version owner_key last_op_by last_op_to status last_op",
+        "sessions",
+    ),
+    (APPLICATION, "update", "last_version", "acks"),
+    (APPLICATION, "delete", "", "acks"),
+    (APPLICATION, "for update", "", "store feeds agents gateways polls_seen tokens sessions acks"),
+    (
+        READONLY,
+        "select",
+        "",
+        "_sqlx_migrations store feeds profiles agents gateways polls_seen sessions events messages acks",
+    ),
+    (READONLY, "select", "created_at expires_at last_used_at revocation token_id feed_key role", "tokens"),
+    (MONITOR, "select", "", "_sqlx_migrations store polls_seen"),
+    (MONITOR, "select", "version created_at feed_key type", "events"),
+    (MONITOR, "select", "opened_at closed_at session_key status", "sessions"),
+    (MONITOR, "select", "feed_key open_sessions max_sessions status", "agents"),
+];
+
+fn may(role: &str, verb: &str, table: &str, column: &str) -> bool {
+    MAY.iter().any(|(its_role, its_verb, columns, tables)| {
+        *its_role == role
+            && *its_verb == verb
+            && tables.split(' ').any(|named| named == table)
+            && (columns.is_empty() || columns.split(' ').any(|named| named == column))
+    })
+}
+
+/// A database as its DBA makes it, by the script alone.
+async fn database() -> String {
+    let url = postgres::database_of_roles().await;
+    let owner = postgres::as_role(&url, OWNER);
+    let migrated = process::run(&["migrate", "--database-url", &owner]).await;
+    assert_eq!(migrated.code, Some(0), "{}", migrated.err);
+    url
+}
+
+async fn log_in(url: &str, role: &str) -> PgConnection {
+    let mut connection = PgConnection::connect(&postgres::as_role(url, role)).await.expect("the role gets in");
+    // What a script sets for the role's own good must not hide what it may not do.
+    sqlx::raw_sql("set default_transaction_read_only = off").execute(&mut connection).await.expect("it may");
+    connection
+}
+
+/// Whether the role was kept from it. What goes through is taken back.
+async fn is_refused(connection: &mut PgConnection, sql: &str) -> bool {
+    // Some statements do not run in a transaction.
+    let in_transaction = !sql.starts_with("create database") && !sql.starts_with("alter system");
+    if in_transaction {
+        sqlx::raw_sql("begin").execute(&mut *connection).await.expect("a transaction begins");
+    }
+    let done = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut *connection).await;
+    if in_transaction {
+        sqlx::raw_sql("rollback").execute(&mut *connection).await.expect("it is taken back");
+    }
+    let code = done.err().and_then(|error| Some(error.as_database_error()?.code()?.into_owned()));
+    code.as_deref() == Some(INSUFFICIENT_PRIVILEGE)
+}
+
+#[tokio::test]
+async fn no_role_may_do_more_to_a_table_than_it_needs() {
+    let url = database().await;
+    let mut sql = PgConnection::connect(&url).await.expect("PostgreSQL answers");
+    let columns: Vec<(String, String, bool)> = sqlx::query_as(
+        "select c.relname::text, coalesce(a.attname::text, ''), coalesce(a.attidentity = 'a', false) from pg_class c
+         left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+         where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v')",
+    )
+    .fetch_all(&mut sql)
+    .await
+    .expect("the catalog");
+    let tables: BTreeSet<&str> = columns.iter().map(|(table, ..)| table.as_str()).collect();
+    assert!(tables.len() > 12, "{tables:?}");
+    for (_, _, _, named) in MAY {
+        for table in named.split(' ') {
+            assert!(tables.contains(table), "{table} is not there");
+        }
+    }
+    let mut tried = 0;
+    for role in ROLES {
+        let mut connection = log_in(&url, role).await;
+        let mut wrong = Vec::new();
+        for table in &tables {
+            let mut statements = vec![
+                ("select", "", format!("select * from {table} limit 0")),
+                ("insert", "", format!("insert into {table} default values")),
+                ("delete", "", format!("delete from {table} where false")),
+                ("truncate", "", format!("truncate {table}")),
+                ("for update", "", format!("select from {table} for update")),
+                ("lock", "", format!("lock table {table} in exclusive mode")),
+                (
+                    "trigger",
+                    "",
+                    format!(
+                        "create trigger mine after insert on {table} for each statement execute function refuse_change()"
+                    ),
+                ),
+                ("references", "", format!("create table mine (version bigint references {table})")),
+                ("alter", "", format!("alter table {table} add column mine int")),
+                ("disable", "", format!("alter table {table} disable trigger all")),
+                ("drop", "", format!("drop table {table}")),
+                ("rule", "", format!("create rule mine as on delete to {table} do instead nothing")),
+                ("comment", "", format!("comment on table {table} is 'mine'")),
+                ("owner", "", format!("alter table {table} owner to {role}")),
+            ];
+            let is_view = *table == "messages";
+            statements.retain(|(verb, ..)| {
+                !is_view
+                    || !["truncate", "references", "alter", "disable", "drop", "comment", "owner", "lock", "trigger"]
+                        .contains(verb)
+            });
+            for (named, column, always) in &columns {
+                if named == table && !column.is_empty() {
+                    statements.push(("select", column, format!("select {column} from {table} limit 0")));
+                    // Nobody may change a column that the database makes.
+                    if !always && (!is_view || column != "version") {
+                        statements.push((
+                            "update",
+                            column,
+                            format!("update {table} set {column} = {column} where false"),
+                        ));
+                    }
+                }
+            }
+            for (verb, column, statement) in statements {
+                tried += 1;
+                let expected = may(role, verb, table, column);
+                let refused = is_refused(&mut connection, &statement).await;
+                if expected == refused {
+                    wrong.push(format!("{role} {}: {statement}", if refused { "may not" } else { "may" }));
+                }
+            }
+        }
+        assert_eq!(wrong, Vec::<String>::new());
+    }
+    assert!(tried > 700, "{tried}");
+    println!("{tried} statements tried");
+}
+
+#[tokio::test]
+async fn no_role_may_do_what_is_the_owners_or_the_servers() {
+    let url = database().await;
+    let owner = log_in(&url, OWNER).await;
+    for role in ROLES {
+        let mut connection = log_in(&url, role).await;
+        for statement in [
+            "create table mine ()",
+            "create temporary table mine ()",
+            "create schema mine",
+            "create function mine() returns int language sql as 'select 1'",
+            "create sequence mine",
+            "create type mine as enum ('a')",
+            "create index on events (created_at)",
+            "drop function append_events",
+            "alter function append_events security definer",
+            "drop index events_by_feed",
+            "drop sequence session_changes",
+            "select setval('session_changes', 1)",
+            "alter sequence session_changes restart",
+            "update messages set content = ''",
+            "update events set content = ''",
+            "insert into events select * from events on conflict (version) do update set content = ''",
+            "set session_replication_role = replica",
+            "set role deskfeed_owner",
+            "create role mine",
+            "alter role current_user superuser",
+            "create database mine",
+            "alter system set fsync = off",
+            "copy (select 1) to program 'true'",
+            "select pg_read_file('/etc/passwd')",
+            "create extension dblink",
+            "alter schema public rename to mine",
+            "select pg_switch_wal()",
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'deskfeed_owner'",
+        ] {
+            assert!(is_refused(&mut connection, statement).await, "{role}: {statement}");
+        }
+    }
+    owner.close().await.expect("it was left alone");
+}
+
+#[tokio::test]
+async fn the_script_can_be_run_at_any_time() {
+    let superuser = postgres::empty_database().await;
+    let passwords: Vec<String> =
+        ["owner", "app", "readonly", "monitor"].map(|name| format!("{name}_password={PASSWORD}")).to_vec();
+    let mut script: Vec<&str> = passwords.iter().flat_map(|password| ["-v", password]).collect();
+    script.extend(["-f", "deploy/roles.sql"]);
+    let (ran, said) = postgres::run_psql(&superuser, &script, "").await;
+    assert!(ran, "{said}");
+    let owner = postgres::as_role(&superuser, OWNER);
+    assert_eq!(process::run(&["migrate", "--database-url", &owner]).await.code, Some(0));
+    // What was granted by hand is taken back; rights that were lost come back.
+    let mut sql = PgConnection::connect(&superuser).await.expect("PostgreSQL answers");
+    let by_hand = "grant all on events to deskfeed_app; grant create on schema public to deskfeed_readonly; \
+                   revoke all on sessions from deskfeed_app; grant select (content) on events to deskfeed_monitor; \
+                   grant temporary on database ";
+    let name: String = sqlx::query_scalar("select current_database()::text").fetch_one(&mut sql).await.expect("a name");
+    sqlx::raw_sql(AssertSqlSafe(format!("{by_hand} {name} to public")))
+        .execute(&mut sql)
+        .await
+        .expect("a superuser may");
+    let (ran, said) = postgres::run_psql(&superuser, &["-f", "deploy/roles.sql"], "").await;
+    assert!(ran, "{said}");
+    for (role, statement) in [
+        (APPLICATION, "delete from events"),
+        (READONLY, "create table mine ()"),
+        (MONITOR, "select content from events"),
+        (APPLICATION, "create temporary table mine ()"),
+    ] {
+        assert!(is_refused(&mut log_in(&superuser, role).await, statement).await, "{role}: {statement}");
+    }
+    assert!(
+        !is_refused(&mut log_in(&superuser, APPLICATION).await, "update sessions set status = 1 where false").await
+    );
+    // Nobody else gets in.
+    let stranger = format!("stranger_{}", std::process::id());
+    let made = format!("create role {stranger} login password '{PASSWORD}'");
+    sqlx::raw_sql(AssertSqlSafe(made)).execute(&mut sql).await.expect("a superuser may");
+    let refused =
+        PgConnection::connect(&postgres::as_role(&superuser, &stranger)).await.expect_err("it has no business here");
+    let code = refused.as_database_error().and_then(sqlx::error::DatabaseError::code).map(std::borrow::Cow::into_owned);
+    assert_eq!(code.as_deref(), Some(INSUFFICIENT_PRIVILEGE));
+    sqlx::raw_sql(AssertSqlSafe(format!("drop role {stranger}"))).execute(&mut sql).await.expect("it goes again");
+}
+
+#[tokio::test]
+async fn the_tests_service_is_the_application() {
+    let desk = TestDesk::start().await;
+    let roles: Vec<String> = sqlx::query_scalar(
+        "select distinct usename::text from pg_stat_activity where application_name like 'deskfeed/%' and datname = current_database()",
+    )
+    .fetch_all(&mut desk.sql().await)
+    .await
+    .expect("the activity");
+    assert_eq!(roles, [APPLICATION]);
+}
+
+/// What a service says when it starts as this role.
+async fn says(url: &str) -> String {
+    let service = Service::serve(&["--database-url", url]).await;
+    let err = service.err.clone();
+    service.terminate().await;
+    err.text()
+}
+
+#[tokio::test]
+async fn serve_says_when_its_role_may_do_more_or_less_than_it_needs() {
+    const MORE: &str = "can do more than the service needs";
+    const LESS: &str = "lacks rights that the service needs";
+    let url = database().await;
+    let quiet = says(&postgres::as_application(&url)).await;
+    assert!(!quiet.contains(MORE) && !quiet.contains(LESS), "{quiet}");
+    let owner = says(&postgres::as_role(&url, OWNER)).await;
+    for word in [MORE, "deploy/roles.sql", "deskfeed_owner", "owns ", "events, ", "may create tables in schema public"]
+    {
+        assert!(owner.contains(word), "{word}: {owner}");
+    }
+    let mut sql = PgConnection::connect(&url).await.expect("PostgreSQL answers");
+    let superuser: bool = sqlx::query_scalar("select rolsuper from pg_roles where rolname = current_user")
+        .fetch_one(&mut sql)
+        .await
+        .expect("a role");
+    if superuser {
+        assert!(says(&url).await.contains("is a superuser"));
+    }
+    // A role of the DBA's own, a member of the application's.
+    let member = format!("member_{}", std::process::id());
+    let made = format!(
+        "create role {member} login password '{PASSWORD}'; grant deskfeed_app to {member}; grant delete, truncate on events to {member};
+         grant delete on sessions to {member}; revoke update on append_lock from deskfeed_app"
+    );
+    sqlx::raw_sql(AssertSqlSafe(made)).execute(&mut sql).await.expect("the DBA may");
+    let said = says(&postgres::as_role(&url, &member)).await;
+    for word in [MORE, "may delete events; may truncate events; may delete sessions", LESS, "update on append_lock"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    let gone = format!("drop owned by {member}; drop role {member}");
+    sqlx::raw_sql(AssertSqlSafe(gone)).execute(&mut sql).await.expect("it goes again");
+}
