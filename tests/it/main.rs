@@ -14,6 +14,7 @@ mod around;
 mod errors;
 mod faults;
 mod fuzz;
+mod observability;
 mod openapi;
 mod paging;
 mod plans;
