@@ -11,6 +11,7 @@
 
 mod acks;
 mod around;
+mod compose;
 mod errors;
 mod faults;
 mod fuzz;

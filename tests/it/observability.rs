@@ -106,9 +106,7 @@ pub fn asked_for(prefixes: &[&str]) -> Metrics {
         .map(|target| target["expr"].as_str().expect("an expression").to_owned())
         .collect();
     let rules = read("deploy/prometheus/rules.yml");
-    expressions.extend(
-        rules.lines().filter_map(|line| line.trim().strip_prefix("expr:")).map(|expression| expression.to_owned()),
-    );
+    expressions.extend(rules.lines().filter_map(|line| line.trim().strip_prefix("expr:")).map(str::to_owned));
     let mut asked = Metrics::new();
     for expression in expressions {
         for (name, labels) in selectors(&expression) {
