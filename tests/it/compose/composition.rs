@@ -132,12 +132,21 @@ impl Composition {
         }
     }
 
-    /// Kills what runs in a container, as a crash does: the engine starts it again.
+    /// Kills what runs in a container, as a crash does, and waits until the engine has started it again.
     pub async fn crash(&self, container: &str) {
-        let pid = self.inspect(container).await["State"]["Pid"].as_i64().expect("a process");
-        assert!(pid > 1, "it does not run");
+        let state = self.inspect(container).await["State"].take();
+        let pid = state["Pid"].as_i64().filter(|pid| *pid > 1).expect("it runs");
         // The init that passes signals on; all others of the container go with it.
         kill(Pid::from_raw(i32::try_from(pid).expect("a process id")), Signal::SIGKILL).expect("it is killed");
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let now = self.inspect(container).await["State"].take();
+            if now["Running"] == true && now["StartedAt"] != state["StartedAt"] {
+                return;
+            }
+            assert!(Instant::now() < until, "it is not started again: {now}");
+            sleep(Duration::from_millis(50)).await;
+        }
     }
 
     pub fn secret(&self, name: &str) -> String {
