@@ -8,7 +8,11 @@
 
 mod composition;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -23,7 +27,7 @@ use crate::{
     observability,
     promise::{
         HEALING, checker,
-        history::Random,
+        history::{Change, Kind, Op, Outcome, Random, Session},
         populate, read_all, read_end, setting, settled_head, start_actors, summary,
         workload::AGENTS,
         world::{World, pause},
@@ -39,7 +43,10 @@ const SCRAPED: Duration = Duration::from_secs(40);
 #[ignore = "needs a Docker engine and root; .ci/run runs it"]
 async fn the_composition_loses_nothing_and_fails_no_request() {
     drop(rustls::crypto::ring::default_provider().install_default());
+    let began = Instant::now();
+    let reached = |what: &str| println!("{:>6} ms: {what}", began.elapsed().as_millis());
     let composition = Composition::start().await;
+    reached("the composition is up");
     are_confined(&composition).await;
     let admin = Client::new(&composition.base, &composition.secret("admin_token"));
     speaks_the_wire_contract(&admin).await;
@@ -56,6 +63,7 @@ async fn the_composition_loses_nothing_and_fails_no_request() {
     let (mut writers, mut readers) = (JoinSet::new(), JoinSet::new());
     let names = start_actors(&world, &mut random, &mut writers, &mut readers);
     operate(&composition, &world, &mut random).await;
+    reached("all has happened");
 
     // All is well again: what is begun now must succeed, and everybody must get everything.
     world.stop_writing();
@@ -67,25 +75,29 @@ async fn the_composition_loses_nothing_and_fails_no_request() {
         async { while readers.join_next().await.is_some_and(|ended| ended.map(|()| true).expect("no panic")) {} };
     // Those who are left behind are named by the checker.
     drop(timeout(HEALING, ended).await);
-    read_all(&world, &mut random, 3).await;
+    reached("all readers are done");
+    read_all(&world, &mut random, 1).await;
     let end = read_end(&mut sql, names).await;
+    reached("all was read again");
     let ops = world.recorder.take();
     println!("{}", summary(&ops, &end, seed));
+    are_refused_with_reason(&ops);
     let violations = checker::check(&ops, &end);
     assert!(violations.is_empty(), "DESKFEED_PROMISE_SEED={seed}: {violations:#?}");
     let faults = world.faults.lock().expect("no panic").clone();
     assert!(faults.is_empty(), "DESKFEED_PROMISE_SEED={seed}: answered what nobody should be: {faults:#?}");
     assert!(end.log.len() > 1000, "too little happened for the run to mean anything: {}", end.log.len());
+    reached("all was checked");
     is_watched(&composition).await;
     plays_the_demo(&composition, &admin).await;
+    reached("the profiles were seen");
 }
 
 /// What operators do, and what happens to them, while everybody works.
 async fn operate(composition: &Composition, world: &World, random: &mut Random) {
-    let began = Instant::now();
     let done = |what: &str| {
         let broken = std::mem::take(&mut *world.broken.lock().expect("no panic"));
-        println!("{:>6} ms: {what}; {} requests without an answer", began.elapsed().as_millis(), broken.len());
+        println!("{what}; {} requests without an answer", broken.len());
         // The balancer has been there all the time, and repeats reads. A write that a killed
         // process was at may end with its connection: its sender repeats it.
         let broken: Vec<&String> =
@@ -122,6 +134,31 @@ async fn operate(composition: &Composition, world: &World, random: &mut Random) 
     composition.await_healthy("deskfeed", 3).await;
     pause(random, 1000..2000).await;
     done("PostgreSQL was gone all at once, and came back");
+}
+
+/// Requests are refused because of what they ask for; never because of what went on meanwhile.
+fn are_refused_with_reason(ops: &[Op]) {
+    let mut opened: HashMap<&str, u64> = HashMap::new();
+    for op in ops.iter().filter(|op| op.outcome == Outcome::Ok) {
+        if let Kind::Session(Session { change: Change::Open, session, .. }) = &op.kind {
+            let first = opened.entry(session).or_insert(op.returned);
+            *first = op.returned.min(*first);
+        }
+    }
+    let mut refused = BTreeMap::new();
+    for op in ops {
+        let Outcome::Fail(code) = op.outcome else { continue };
+        // Senders, actors and readers ask for what they may not have, at times.
+        let (kind, session, reasons): (&str, &str, &[u64]) = match &op.kind {
+            Kind::Send(send) => ("send", &send.session, &[40301, 40401, 40900, 40901]),
+            Kind::Session(change) => ("session", &change.session, &[40300, 40301, 40401, 40900, 40902, 40903]),
+            Kind::Read(_) => ("read", "", &[41001]),
+        };
+        let is_known = opened.get(session).is_some_and(|returned| *returned < op.invoked);
+        assert!(reasons.contains(&code) && !(code == 40401 && is_known), "{op:?}");
+        *refused.entry((kind, code)).or_insert(0) += 1;
+    }
+    println!("refused: {refused:?}");
 }
 
 /// What docker-compose.yml promises of each container holds of the containers.

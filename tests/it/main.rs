@@ -12,6 +12,7 @@
 mod acks;
 mod around;
 mod compose;
+mod deploy;
 mod errors;
 mod faults;
 mod fuzz;
