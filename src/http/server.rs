@@ -1,10 +1,21 @@
 //! Our own accept loop: axum's has no limit on the time a request's head may take.
 
-use std::{io, net::SocketAddr, pin::pin, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::Router;
-use futures_util::FutureExt;
-use hyper::server::conn::http1;
+use hyper::{
+    server::conn::http1,
+    service::{Service, service_fn},
+};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
@@ -44,14 +55,20 @@ pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) 
             }
         }
     }
-    accept_waiting(&listener, &router, &lifecycle);
+    accept_waiting(listener, &router, &lifecycle);
 }
 
 /// Takes those who had connected already when the listener was told to stop: closing it would reset
 /// them, and a balancer cannot repeat their requests. They are told to come back.
-fn accept_waiting(listener: &TcpListener, router: &Router, lifecycle: &Lifecycle) {
-    while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
-        lifecycle.spawn_brief(connection(stream, router.clone(), lifecycle.clone()));
+fn accept_waiting(listener: TcpListener, router: &Router, lifecycle: &Lifecycle) {
+    // Asks the system: the runtime knows only of those who came before it last looked.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, _)) = listener.accept() {
+        if stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            lifecycle.spawn_brief(connection(stream, router.clone(), lifecycle.clone()));
+        }
     }
 }
 
@@ -61,16 +78,24 @@ async fn connection(stream: TcpStream, router: Router, lifecycle: Lifecycle) {
         return;
     }
     let io = TokioIo::new(Explained::new(Patient::new(stream)));
+    let has_asked = Arc::new(AtomicBool::new(false));
+    let service = service_fn({
+        let (has_asked, router) = (Arc::clone(&has_asked), TowerToHyperService::new(router));
+        move |request| {
+            has_asked.store(true, Ordering::Relaxed);
+            router.call(request)
+        }
+    });
     let connection = http1::Builder::new()
         // `Patient` has the limits of time.
         .header_read_timeout(None)
         .max_buf_size(limits::HEAD_BYTES_MAX)
         .half_close(false)
-        .serve_connection(io, TowerToHyperService::new(router));
+        .serve_connection(io, service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = lifecycle.stopping().cancelled() => {
+        () = told_to_end(&lifecycle, &has_asked) => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 ended = connection.as_mut() => ended,
@@ -80,5 +105,14 @@ async fn connection(stream: TcpStream, router: Router, lifecycle: Lifecycle) {
     };
     if let Err(error) = ended {
         tracing::debug!(error = %error, "a connection ended early");
+    }
+}
+
+/// Completes when the service stops; later for a connection that has asked for nothing yet: hyper
+/// would close it at once, though its first request may be on its way.
+async fn told_to_end(lifecycle: &Lifecycle, has_asked: &AtomicBool) {
+    lifecycle.stopping().cancelled().await;
+    if !has_asked.load(Ordering::Relaxed) {
+        sleep(Duration::from_millis(limits::FIRST_REQUEST_MS)).await;
     }
 }
