@@ -169,7 +169,11 @@ fn default_data_folder() -> &'static str {
     if cfg!(target_os = "macos") { "Library/Application Support" } else { ".local/share" }
 }
 
-fn secret(name: &'static str, value: Option<&str>, file: Option<&PathBuf>) -> Result<Option<String>, ConfigError> {
+/// A secret, from its variable or its file.
+///
+/// # Errors
+/// When it was given twice or its file cannot be read.
+pub fn secret(name: &'static str, value: Option<&str>, file: Option<&PathBuf>) -> Result<Option<String>, ConfigError> {
     let value = value.filter(|value| !value.is_empty());
     match (value, file) {
         (Some(_), Some(_)) => Err(ConfigError::SetTwice(name)),

@@ -43,6 +43,7 @@ fn recorder() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Suffix("_batch_size".to_owned()), &sizes)?
         .install_recorder()?;
     describe();
+    start_at_zero();
     Ok(handle)
 }
 
@@ -50,6 +51,10 @@ fn describe() {
     metrics::describe_gauge!("deskfeed_poll_waiters", "Polls that are being held open");
     metrics::describe_gauge!("deskfeed_db_pool_connections", "Connections for reads, by state");
     metrics::describe_counter!("deskfeed_append_events_total", "Events written by this process");
+    metrics::describe_counter!(
+        "deskfeed_append_misses_total",
+        "Appends decided again because somebody else's came first"
+    );
     metrics::describe_counter!("deskfeed_unknown_commits_total", "Commits that PostgreSQL did not answer");
     metrics::describe_counter!("deskfeed_relay_scanned_events_total", "Events that the relay read from the table");
     metrics::describe_counter!("deskfeed_listener_reconnects_total", "Times the LISTEN connection was made anew");
@@ -57,4 +62,22 @@ fn describe() {
     metrics::describe_histogram!("deskfeed_append_batch_size", "Requests committed together");
     metrics::describe_histogram!("deskfeed_commit_duration_seconds", "Time of one commit");
     metrics::describe_histogram!("http_server_request_duration_seconds", "Time of one request, polls left out");
+}
+
+/// A rate cannot see the first increment of a counter that was not there before it: what somebody
+/// is woken for is there from the start.
+fn start_at_zero() {
+    for name in [
+        "deskfeed_append_events_total",
+        "deskfeed_append_misses_total",
+        "deskfeed_unknown_commits_total",
+        "deskfeed_relay_scanned_events_total",
+        "deskfeed_listener_reconnects_total",
+    ] {
+        metrics::counter!(name).increment(0);
+    }
+    for code in ["40100", "42900", "50000", "50300"] {
+        metrics::counter!("deskfeed_problems_total", "code" => code).increment(0);
+    }
+    metrics::gauge!("deskfeed_poll_waiters").increment(0.0);
 }

@@ -114,6 +114,8 @@ pub const WRITE_STALL_S: u64 = 30;
 /// Connections waiting to be accepted. A short queue turns a mass reconnect into retransmits
 /// of 1 s and 3 s.
 pub const LISTEN_BACKLOG: i32 = 4096;
+/// How long a stopping process waits for the first request of a new connection, in milliseconds.
+pub const FIRST_REQUEST_MS: u64 = 500;
 /// From the signal to stop to the exit, in seconds (wire contract: 10).
 pub const SHUTDOWN_S: u64 = 9;
 /// `Retry-After` of 50300 and 42900, in seconds.

@@ -1,11 +1,25 @@
 //! Our own accept loop: axum's has no limit on the time a request's head may take.
 
-use std::{convert::Infallible, future::poll_fn, io, net::SocketAddr, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::response::Response;
-use futures_util::FutureExt;
 use http::Request;
-use hyper::{body::Incoming, server::conn::http1, service::Service};
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service, service_fn},
+};
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Type};
 use tokio::{
@@ -56,14 +70,20 @@ pub async fn serve<S: Serves>(listener: TcpListener, service: S, lifecycle: Life
             }
         }
     }
-    accept_waiting(&listener, &service, &lifecycle);
+    accept_waiting(listener, &service, &lifecycle);
 }
 
 /// Takes those who had connected already when the listener was told to stop: closing it would reset
 /// them, and a balancer cannot repeat their requests. They are told to come back.
-fn accept_waiting<S: Serves>(listener: &TcpListener, service: &S, lifecycle: &Lifecycle) {
-    while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
-        lifecycle.spawn_brief(connection(stream, service.clone(), lifecycle.clone()));
+fn accept_waiting<S: Serves>(listener: TcpListener, service: &S, lifecycle: &Lifecycle) {
+    // Asks the system: the runtime knows only of those who came before it last looked.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, _)) = listener.accept() {
+        if stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            lifecycle.spawn_brief(connection(stream, service.clone(), lifecycle.clone()));
+        }
     }
 }
 
@@ -74,6 +94,14 @@ async fn connection<S: Serves>(stream: TcpStream, service: S, lifecycle: Lifecyc
     }
     let socket = Socket::new(stream);
     let io = TokioIo::new(Explained::new(Patient::new(socket.clone())));
+    let has_asked = Arc::new(AtomicBool::new(false));
+    let service = service_fn({
+        let has_asked = Arc::clone(&has_asked);
+        move |request| {
+            has_asked.store(true, Ordering::Relaxed);
+            service.call(request)
+        }
+    });
     let connection = http1::Builder::new()
         // `Patient` has the limits of time.
         .header_read_timeout(None)
@@ -88,7 +116,7 @@ async fn connection<S: Serves>(stream: TcpStream, service: S, lifecycle: Lifecyc
         biased;
         ended = connection.as_mut() => ended,
         () = gone.as_mut() => return,
-        () = lifecycle.stopping().cancelled() => {
+        () = told_to_end(&lifecycle, &has_asked) => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 biased;
@@ -100,5 +128,14 @@ async fn connection<S: Serves>(stream: TcpStream, service: S, lifecycle: Lifecyc
     };
     if let Err(error) = ended {
         tracing::debug!(error = %error, "a connection ended early");
+    }
+}
+
+/// Completes when the service stops; later for a connection that has asked for nothing yet: hyper
+/// would close it at once, though its first request may be on its way.
+async fn told_to_end(lifecycle: &Lifecycle, has_asked: &AtomicBool) {
+    lifecycle.stopping().cancelled().await;
+    if !has_asked.load(Ordering::Relaxed) {
+        sleep(Duration::from_millis(limits::FIRST_REQUEST_MS)).await;
     }
 }

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use http::Method;
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::support::{Client, TestDesk, client::finish, desk};
 
@@ -171,4 +175,34 @@ async fn a_restart_changes_nothing_that_a_client_can_see() {
     assert_eq!(web.send_id("s1", "m1", "text").await.ok(), first);
     let bad = finish(ann.request(Method::GET, "/message/query?a=4&wait=0")).await.expect("an answer");
     assert_eq!(bad.code(), 41001);
+}
+
+#[tokio::test]
+async fn a_connection_that_was_made_before_the_stop_gets_its_answer() {
+    let desk = TestDesk::start().await;
+    let ann = desk.agent("ann").await;
+    let parked = tokio::spawn({
+        let ann = ann.clone();
+        async move { ann.query("a=0&wait=60").await }
+    });
+    let address = desk.replicas[0].address();
+    let mut early = Vec::new();
+    for _ in 0..20 {
+        early.push(TcpStream::connect(address).await.expect("it listens"));
+    }
+    ann.query("a=0&wait=1").await.ok();
+    let stop = async { timeout(PATIENCE, desk.replicas[0].stop()).await.expect("it stops") };
+    let ask = async {
+        // Answered because of the stop, which all connections are told at the same time.
+        timeout(PATIENCE, parked).await.expect("at once").expect("no panic").ok();
+        for stream in &mut early {
+            stream.write_all(b"GET /feed/status HTTP/1.1\r\nHost: desk\r\n\r\n").await.expect("it is taken");
+        }
+        for stream in &mut early {
+            let mut answer = String::new();
+            timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("it ends").expect("no reset");
+            assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("50300"), "{answer:?}");
+        }
+    };
+    tokio::join!(stop, ask);
 }

@@ -22,7 +22,7 @@ use super::{
     token,
 };
 use crate::{
-    config::{DatabaseArgs, ServeArgs},
+    config::{DatabaseArgs, ServeArgs, secret},
     domain::caller::Role,
     http::server,
     store::{pool::Db, schema},
@@ -49,11 +49,14 @@ pub struct DemoArgs {
     #[arg(long)]
     exit: bool,
     /// Plays against a running service instead of starting one. It must have no agents but the demo's own.
-    #[arg(long, requires = "admin_token")]
+    #[arg(long)]
     url: Option<String>,
     /// Admin token of that service.
     #[arg(long, env = "DESKFEED_ADMIN_TOKEN", hide_env_values = true)]
     admin_token: Option<String>,
+    /// A file that holds the admin token of that service.
+    #[arg(long, env = "DESKFEED_ADMIN_TOKEN_FILE")]
+    admin_token_file: Option<PathBuf>,
 }
 
 pub async fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
@@ -63,8 +66,10 @@ pub async fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     };
     let repeat = args.repeat.unwrap_or(if args.dialogues.is_some() { 1 } else { 25 });
     let played: Vec<Dialogue> = (0..repeat).flat_map(|_| dialogues.iter().cloned()).collect();
-    if let (Some(url), Some(admin_token)) = (&args.url, &args.admin_token) {
-        let (code, _) = perform(args, url.trim_end_matches('/'), admin_token, played).await?;
+    if let Some(url) = &args.url {
+        let admin_token = secret("DESKFEED_ADMIN_TOKEN", args.admin_token.as_deref(), args.admin_token_file.as_ref())?
+            .context("--url wants the admin token of that service: --admin-token or --admin-token-file")?;
+        let (code, _) = perform(args, url.trim_end_matches('/'), &admin_token, played).await?;
         return Ok(code);
     }
     run_own(args, played).await

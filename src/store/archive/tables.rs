@@ -35,7 +35,7 @@ impl Table {
 }
 
 /// Columns that are not copied: what says that `store` has one row, and the name of the history.
-pub const NOT_COPIED: [(&str, &str); 2] = [("store", "only_row"), ("store", "history")];
+pub const NOT_COPIED: [(&str, &str); 3] = [("store", "only_row"), ("store", "history"), ("store", "oldest_program")];
 
 /// The events, which never change and so can be copied in pieces; they come first.
 pub const EVENTS: &Table = &TABLES[0];

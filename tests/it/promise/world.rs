@@ -31,8 +31,10 @@ pub struct World {
     /// Where readers may stop; until it is known, nowhere.
     end: AtomicI64,
     ids: AtomicU64,
-    /// Answers 50000: faults of the service, whatever the circumstances.
+    /// Answers that the wire contract does not have, or 50000: faults, whatever the circumstances.
     pub faults: Mutex<Vec<String>>,
+    /// Requests that ended without an answer, though not by our patience.
+    pub broken: Mutex<Vec<String>>,
 }
 
 /// What is believed about a session.
@@ -63,6 +65,7 @@ impl World {
             end: AtomicI64::new(i64::MAX),
             ids: AtomicU64::new(0),
             faults: Mutex::default(),
+            broken: Mutex::default(),
         }
     }
 
@@ -109,8 +112,14 @@ impl World {
             let (status, headers) = (response.status(), response.headers().clone());
             Ok::<_, reqwest::Error>((status, headers, response.text().await?))
         };
-        let Ok((status, headers, text)) = answered.await else {
-            return Answer { outcome: Outcome::Unknown, json: Value::Null, headers: HeaderMap::new() };
+        let (status, headers, text) = match answered.await {
+            Ok(answer) => answer,
+            Err(error) => {
+                if !error.is_timeout() {
+                    self.broken.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{path}: {error:?}"));
+                }
+                return Answer { outcome: Outcome::Unknown, json: Value::Null, headers: HeaderMap::new() };
+            }
         };
         let json: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text:?}"));
         let outcome = if status.is_success() { Outcome::Ok } else { self.judge(&json) };
@@ -120,7 +129,7 @@ impl World {
     /// What a problem object says of the operation.
     fn judge(&self, problem: &Value) -> Outcome {
         let code = problem["code"].as_u64().unwrap_or_else(|| panic!("no problem: {problem}"));
-        if code == 50000 {
+        if code >= 50000 && code != 50300 {
             self.faults.lock().unwrap_or_else(PoisonError::into_inner).push(problem.to_string());
         }
         if code >= 50000 || code == 42900 { Outcome::Unknown } else { Outcome::Fail(code) }
