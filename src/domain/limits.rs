@@ -88,6 +88,13 @@ pub const ACTIVITY_RENEW_S: u64 = 30;
 /// How often a process tries to assign queued sessions without a cause of its own, in milliseconds.
 pub const ASSIGN_SWEEP_MS: u64 = 1_000;
 
+/// How often a process sees to it that partitions lie ahead of the newest event, in milliseconds.
+/// Two of them do; even one of a hundredth of the default width takes a minute to fill.
+pub const PARTITIONS_SWEEP_MS: u64 = 30_000;
+/// How long it then waits for its lock, in milliseconds, and how long before it tries again.
+pub const PARTITIONS_LOCK_MS: u64 = 250;
+pub const PARTITIONS_PAUSE_MS: u64 = 1_000;
+
 /// How long a request waits for PostgreSQL before it is answered 50300, in milliseconds.
 pub const DB_ACQUIRE_MS: u64 = 2_000;
 /// How long one read may take, in milliseconds; the server's own limit (statement_timeout) is shorter.

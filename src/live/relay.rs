@@ -225,6 +225,8 @@ impl Relay {
             // After the reset: who reads the new name must not find the old tail.
             live.bulletin.change_history(&state.epoch);
         }
+        // Who reads on from before it is told so by the table (41000).
+        live.tail.forget_before(state.oldest);
         live.tokens.catch_up(connection, state.revocations).await?;
         while live.tail.head() < state.head {
             let page = events::read_all(connection, &live.cards, live.tail.head(), limits::RELAY_SCAN_EVENTS).await?;
