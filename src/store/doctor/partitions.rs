@@ -8,7 +8,7 @@ use crate::{domain::finding::Finding, store::retention};
 const CHECK: &str = "partitions";
 
 /// A partition of events.
-#[derive(Debug, sqlx::FromRow)]
+#[derive(Debug)]
 struct Bounds {
     name: String,
     first_version: i64,
@@ -24,11 +24,13 @@ pub(super) async fn look(connection: &mut PgConnection) -> Result<Vec<Finding>> 
     if !there {
         return Ok(Vec::new());
     }
-    let partitions: Vec<Bounds> = sqlx::query_as(
+    let partitions: Vec<(String, i64, i64, bool)> = sqlx::query_as(
         "/* doctor.partitions */ select name, first_version, end_version, detaching from event_partitions()",
     )
     .fetch_all(&mut *connection)
     .await?;
+    let bounds = |(name, first_version, end_version, detaching)| Bounds { name, first_version, end_version, detaching };
+    let partitions: Vec<Bounds> = partitions.into_iter().map(bounds).collect();
     let (head, oldest, has_default): (i64, i64, bool) = sqlx::query_as(
         "/* doctor.partitions */
          select greatest(coalesce((select max(version) from events), 0), oldest_version - 1), oldest_version,
