@@ -129,8 +129,7 @@ async fn apply(connection: &mut PgConnection, keep: Keep, drop: bool) -> anyhow:
         println!("Kept from version {oldest} on: who reads from before it is told so (41000).");
     }
     // One at a time may be in the middle of it: that one first.
-    let (begun, rest): (Vec<&Partition>, Vec<&Partition>) =
-        plan.to_detach().partition(|partition| partition.detaching);
+    let (begun, rest): (Vec<&Partition>, Vec<&Partition>) = plan.to_detach().partition(|partition| partition.detaching);
     for partition in begun.into_iter().chain(rest) {
         let began = Instant::now();
         retention::detach(connection, partition).await.with_context(|| {

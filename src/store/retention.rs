@@ -162,10 +162,12 @@ async fn partitions(connection: &mut PgConnection) -> Result<Vec<Partition>> {
 }
 
 async fn sessions_in_need(connection: &mut PgConnection, version: i64) -> Result<Vec<String>> {
-    sqlx::query_scalar("/* retention.sessions_in_need */ select session_id from sessions_in_need_of_events_before($1) limit 5")
-        .bind(version)
-        .fetch_all(connection)
-        .await
+    sqlx::query_scalar(
+        "/* retention.sessions_in_need */ select session_id from sessions_in_need_of_events_before($1) limit 5",
+    )
+    .bind(version)
+    .fetch_all(connection)
+    .await
 }
 
 async fn concerned(connection: &mut PgConnection, version: i64) -> Result<Concerned> {
@@ -222,7 +224,10 @@ pub async fn begin(connection: &mut PgConnection) -> Result<bool> {
 pub async fn keep_from(connection: &mut PgConnection, version: i64) -> Result<i64> {
     let limits = format!("set statement_timeout = 0; set lock_timeout = {}", limits::DB_LOCK_MS);
     sqlx::raw_sql(AssertSqlSafe(limits)).execute(&mut *connection).await?;
-    sqlx::query_scalar("/* retention.keep_from */ select keep_events_from($1)").bind(version).fetch_one(connection).await
+    sqlx::query_scalar("/* retention.keep_from */ select keep_events_from($1)")
+        .bind(version)
+        .fetch_one(connection)
+        .await
 }
 
 /// The statement that detaches a partition, or finishes what was begun.

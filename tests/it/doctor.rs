@@ -304,11 +304,9 @@ fn events_to(from: i64, to: i64) -> String {
 async fn partitions_that_run_out_are_found() {
     let url = postgres::database_in_partitions(100).await;
     let monitor = postgres::as_role(&url, MONITOR);
-    for (insert, remain, severity) in [
-        (events_to(1, 40), 260, "ok"),
-        (events_to(41, 120), 180, "warning"),
-        (events_to(121, 210), 90, "critical"),
-    ] {
+    for (insert, remain, severity) in
+        [(events_to(1, 40), 260, "ok"), (events_to(41, 120), 180, "warning"), (events_to(121, 210), 90, "critical")]
+    {
         run_sql(&url, &insert).await;
         let report = examine(&monitor, &[]).await;
         assert_eq!(

@@ -39,7 +39,8 @@ async fn send_batches(web: Client, session: String, batches: usize) -> BTreeMap<
     let mut given: BTreeMap<String, i64> = BTreeMap::new();
     for batch in 0..batches {
         // The first Id of all comes with every batch; the others once.
-        let ids: Vec<String> = (0..5).map(|n| format!("{session}-{}", if n == 0 { 0 } else { batch * 5 + n })).collect();
+        let ids: Vec<String> =
+            (0..5).map(|n| format!("{session}-{}", if n == 0 { 0 } else { batch * 5 + n })).collect();
         let messages: Vec<Value> =
             ids.iter().map(|id| json!({"SessionId": session, "Id": id, "Content": format!("text of {id}")})).collect();
         let answers = web.post("/message/send", json!(messages)).await.ok();

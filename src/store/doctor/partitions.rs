@@ -81,9 +81,12 @@ fn judge_room(head: i64, oldest: i64, partitions: &[Bounds]) -> Vec<Finding> {
         return findings;
     }
     let ahead = kept.iter().filter(|partition| partition.first_version > head).count();
-    let found =
-        format!("{} versions remain in the partitions that are there, {ahead} of which are still empty", end - 1 - head);
-    let advice = "is a service running? It makes them ahead; so does `deskfeed retention ahead`, which says what is in its way";
+    let found = format!(
+        "{} versions remain in the partitions that are there, {ahead} of which are still empty",
+        end - 1 - head
+    );
+    let advice =
+        "is a service running? It makes them ahead; so does `deskfeed retention ahead`, which says what is in its way";
     findings.push(match ahead {
         0 => Finding::critical(CHECK, found, advice),
         1 => Finding::warning(CHECK, found, advice),

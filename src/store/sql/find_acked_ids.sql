@@ -14,11 +14,14 @@ with named as (
 )
 select n.position, e.type, e.version
 from named n
-cross join lateral (values (n.version), (n.version + 1)) v (version)
-join events e on e.version = v.version
+cross join lateral (select * from events e where e.version >= n.version and e.version <= n.version + 1 order by e.version limit 2) e
 where e.feed_key = n.feed_key and e.type = 1 and e.session_key = n.session_key and e.message_seq = n.message_seq
 union all
 select n.position, e.type, e.version
 from named n
-join events e on e.session_key = n.session_key and e.message_seq = n.message_seq and e.type = 0 and e.version > n.version
+cross join lateral (
+    select * from events e
+    where e.session_key = n.session_key and e.message_seq = n.message_seq and e.type = 0 and e.version > n.version
+    offset 0
+) e
 where e.feed_key = n.feed_key
