@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    export::world::until_a_command_waits,
+    export::world::{Folder, exported, imported, until_a_command_waits},
     support::{
         Client, TestDesk,
         client::Reply,
@@ -146,7 +146,25 @@ async fn old_partitions_go_while_everybody_reads_and_writes() {
     let owner = postgres::as_role(&desk.url, OWNER);
     assert_eq!(process::run(&["migrate", "--database-url", &owner, "verify"]).await.code, Some(0));
     assert!(retention(&desk.url, &["apply", "--keep-events", "229"]).await.contains("Nothing goes"));
-    desk.stop().await;
+    for replica in &desk.replicas {
+        replica.stop().await;
+    }
+    let folder = Folder::new("retention");
+    let file = folder.file("store.ndjson");
+    exported(&desk.url, &file).await;
+    let narrower = postgres::database_in_partitions(20).await;
+    imported(&narrower, &file).await;
+    let first_versions = [1, 21, 41, 141, 161, 181, 201, 221].map(|first| format!("events_{first}"));
+    assert_eq!(partitions(&narrower).await, first_versions, "there is none for what is not kept");
+    let copy = TestDesk::on(narrower, 1, &[]).await;
+    let (ann, web) = (ann.at(&copy.base(0)), web.at(&copy.base(0)));
+    assert_eq!(ann.query("a=0&wait=0&limit=1000").await.versions(), (151..=230).collect::<Vec<i64>>());
+    assert_eq!(ann.query("a=149&wait=0").await.code(), 41000);
+    assert_eq!(web.send_id("s1", "m151", "text 151").await.ok()["Version"], 151);
+    for version in 231..=290 {
+        assert_eq!(web.send("s1", "and on").await.ok()["Version"], version);
+    }
+    copy.stop().await;
 }
 
 #[tokio::test]
