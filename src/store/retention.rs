@@ -6,8 +6,11 @@
 //! which waits for the transactions that use `events` and keeps nobody waiting. So no reader ever
 //! meets a hole, wherever this is interrupted; what is left undone is found and finished by the next run.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
+use tokio::time::{Instant, sleep};
 
 use super::{
     Result,
@@ -17,6 +20,9 @@ use crate::domain::limits;
 
 /// Two who detach at once would meet at one partition. Arbitrary, but the same for all of ours.
 const RETENTION_LOCK: i64 = 0x6465_736b_6b65_6570;
+
+/// How long one waits for another: a server's process outlives its client by a moment.
+const RETENTION_WAIT: Duration = Duration::from_secs(3);
 
 /// A partition of events.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,15 +210,24 @@ pub async fn is_owner(connection: &mut PgConnection) -> Result<bool> {
     .await
 }
 
-/// Makes the connection the only one that detaches, for as long as it lasts. False when another is.
+/// Makes the connection the only one that detaches, for as long as it lasts. False when another is,
+/// and goes on being it for a while.
 ///
 /// # Errors
 /// When the database cannot be read.
 pub async fn begin(connection: &mut PgConnection) -> Result<bool> {
-    sqlx::query_scalar("/* retention.begin */ select pg_try_advisory_lock($1)")
-        .bind(RETENTION_LOCK)
-        .fetch_one(connection)
-        .await
+    let until = Instant::now() + RETENTION_WAIT;
+    // Not pg_advisory_lock: whoever waits in it has a snapshot, which DETACH ... FINALIZE would wait for.
+    loop {
+        let locked: bool = sqlx::query_scalar("/* retention.begin */ select pg_try_advisory_lock($1)")
+            .bind(RETENTION_LOCK)
+            .fetch_one(&mut *connection)
+            .await?;
+        if locked || Instant::now() >= until {
+            return Ok(locked);
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Moves the oldest version that is kept to the beginning of a partition; from then on readers
