@@ -16,6 +16,7 @@ mod bench;
 mod compose;
 mod deploy;
 mod doctor;
+mod erase;
 mod errors;
 mod export;
 mod faults;
