@@ -30,6 +30,7 @@ mod presence;
 mod process;
 mod promise;
 mod query;
+mod restore;
 mod roles;
 mod schema;
 mod seed_flows;
