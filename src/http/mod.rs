@@ -17,7 +17,6 @@ pub mod problem;
 pub mod router;
 pub mod server;
 pub mod session;
-pub mod socket;
 pub mod state;
 pub mod unparsed;
 pub mod wire;

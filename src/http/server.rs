@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    future::poll_fn,
     io,
     net::SocketAddr,
     pin::pin,
@@ -21,13 +20,13 @@ use hyper::{
     service::{Service, service_fn},
 };
 use hyper_util::rt::TokioIo;
-use socket2::{Domain, Protocol, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::sleep,
 };
 
-use super::{patience::Patient, socket::Socket, unparsed::Explained};
+use super::{patience::Patient, unparsed::Explained};
 use crate::{domain::limits, lifecycle::Lifecycle};
 
 /// What connections are served with.
@@ -46,7 +45,7 @@ impl<S> Serves for S where
 /// # Errors
 /// When the address is not to be had.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -92,8 +91,7 @@ async fn connection<S: Serves>(stream: TcpStream, service: S, lifecycle: Lifecyc
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let socket = Socket::new(stream);
-    let io = TokioIo::new(Explained::new(Patient::new(socket.clone())));
+    let io = TokioIo::new(Explained::new(Patient::new(stream)));
     let has_asked = Arc::new(AtomicBool::new(false));
     let service = service_fn({
         let has_asked = Arc::clone(&has_asked);
@@ -106,23 +104,16 @@ async fn connection<S: Serves>(stream: TcpStream, service: S, lifecycle: Lifecyc
         // `Patient` has the limits of time.
         .header_read_timeout(None)
         .max_buf_size(limits::HEAD_BYTES_MAX)
-        // Keeps hyper from watching for the client's end: we do.
-        .half_close(true)
+        .half_close(false)
         .serve_connection(io, service);
     let mut connection = pin!(connection);
-    let gone = poll_fn(|context| socket.poll_gone(context));
-    let mut gone = pin!(gone);
     let ended = tokio::select! {
-        biased;
         ended = connection.as_mut() => ended,
-        () = gone.as_mut() => return,
         () = told_to_end(&lifecycle, &has_asked) => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
-                biased;
                 ended = connection.as_mut() => ended,
-                () = gone.as_mut() => return,
-                () = lifecycle.ending().cancelled() => return,
+                        () = lifecycle.ending().cancelled() => return,
             }
         }
     };
