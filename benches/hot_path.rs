@@ -1,6 +1,6 @@
 //! The pieces that every message and every poll goes through, each alone: `cargo bench`.
 
-#![expect(missing_docs, clippy::unwrap_used, reason = "divan makes functions that nobody documents; a bench may panic")]
+#![expect(clippy::unwrap_used, reason = "a bench may panic")]
 
 use std::sync::Arc;
 
@@ -56,7 +56,12 @@ fn event(version: i64) -> Event {
 fn encoded(versions: std::ops::Range<i64>) -> Vec<Encoded> {
     let json = event(1).encode(Tz::UTC).unwrap();
     versions
-        .map(|version| Encoded { version, feed: FeedKey(version % 100), r#type: EventType::Message, json: json.clone() })
+        .map(|version| Encoded {
+            version,
+            feed: FeedKey(i32::try_from(version % 100).unwrap()),
+            r#type: EventType::Message,
+            json: json.clone(),
+        })
         .collect()
 }
 
@@ -71,7 +76,7 @@ fn encode_a_page(bencher: Bencher, events: i64) {
 
 /// One batch wakes waiters, each on a feed of its own, out of ten thousand.
 #[divan::bench(args = [1, 100, 1000])]
-fn wake_waiters(bencher: Bencher, woken: i64) {
+fn wake_waiters(bencher: Bencher, woken: i32) {
     let hub = Arc::new(Hub::default());
     let watches: Vec<_> = (0..10_000).map(|feed| hub.watch(FeedKey(feed))).collect();
     bencher.counter(ItemsCount::new(usize::try_from(woken).unwrap())).bench(|| hub.wake((0..woken).map(FeedKey)));
@@ -111,7 +116,9 @@ fn look_into_the_tail(bencher: Bencher, limit: i64) {
     let tail = Tail::new();
     assert!(tail.push(encoded(1..100_001)));
     bencher.counter(ItemsCount::new(usize::try_from(limit).unwrap())).bench(|| {
-        let Look::Found(slice) = tail.look(FeedKey(7), black_box(1), TypeSet::ALL, limit) else { panic!("not covered") };
+        let Look::Found(slice) = tail.look(FeedKey(7), black_box(1), TypeSet::ALL, limit) else {
+            panic!("not covered")
+        };
         assert_eq!(slice.events.len(), usize::try_from(limit).unwrap());
         slice
     });

@@ -9,6 +9,7 @@ pub mod feed;
 pub mod front;
 pub mod health;
 pub mod leftover;
+pub mod line;
 pub mod message_query;
 pub mod message_send;
 pub mod openapi;

@@ -103,6 +103,25 @@ impl Polls {
         }
     }
 
+    /// Whether a query is likely to be held, as far as memory can tell. Nothing depends on it but
+    /// what the query costs.
+    pub fn will_park(&self, grant: &Grant, query: &Query) -> bool {
+        if query.wait_s == 0 || self.live.bulletin.is_draining() {
+            return false;
+        }
+        match (query.cursor, own_feed(&grant.caller, query.feed.as_ref())) {
+            (Cursor::After(From::Version(after)), Ok(Some(feed))) => {
+                match self.live.tail.look(feed, after, query.types, 1) {
+                    Look::Found(slice) => slice.events.is_empty(),
+                    Look::TooNew => true,
+                    Look::TooOld => false,
+                }
+            }
+            (Cursor::After(From::Now) | Cursor::Unacked, _) => true,
+            _ => false,
+        }
+    }
+
     /// The feed that a caller reads; only an admin may name one.
     ///
     /// # Errors
