@@ -1,7 +1,7 @@
 //! The long poll. Registers, looks, waits, in this order, so that no wake-up is lost.
 //!
 //! A parked poll holds no database connection. An `a` reader whose version the tail covers is
-//! answered from memory; any other first look goes to the table, which also decides whether the
+//! answered from memory, while that may be told from; any other first look goes to the table, which also decides whether the
 //! reader's version belongs to this history. Looks at the table are boxed: a poll is parked for
 //! long after them, and their room would be parked with it.
 
@@ -154,7 +154,7 @@ impl Polls {
         let epoch = self.live.bulletin.epoch();
         let mut lease = self.live.db.lease().await?;
         let mut page =
-            read_deadline(events::read_before(&mut lease, &self.live.cards, wanted, before.unwrap_or(i64::MAX)))
+            read_deadline(events::read_before(&mut lease, &self.live.cards(), wanted, before.unwrap_or(i64::MAX)))
                 .await?;
         lease.finish_unless(page.cut);
         let mut answer = fitting(&self.live, &mut page)?;
@@ -181,7 +181,7 @@ impl Polls {
             let mut woken = pin!(watch.woken());
             woken.as_mut().enable();
             let (histories, epoch) = (wait.histories(), wait.epoch());
-            let found = match self.live.tail.look(wanted.feed, seen, wanted.types, wanted.limit) {
+            let found = match self.look(wanted, seen) {
                 Look::Found(slice) if slice.more || slice.head >= owed && !wait.is_over() => Some(from_slice(slice)),
                 Look::TooNew if confirmed && !wait.is_over() => None,
                 // The table has the last word on what is there now, and on what the tail does not cover.
@@ -206,6 +206,16 @@ impl Polls {
         }
     }
 
+    /// A look into the tail.
+    fn look(&self, wanted: Wanted, seen: i64) -> Look {
+        // First: what the tail holds is true for as long as this is.
+        let is_in_touch = self.live.is_in_touch();
+        match self.live.tail.look(wanted.feed, seen, wanted.types, wanted.limit) {
+            Look::Found(slice) if !slice.events.is_empty() && !is_in_touch => Look::TooOld,
+            look => look,
+        }
+    }
+
     async fn resolve(&self, from: From) -> Result<i64, Fault> {
         let mut lease = self.live.db.lease().await?;
         let version = match from {
@@ -220,7 +230,7 @@ impl Polls {
     /// A look at the table, which decides whether `seen` belongs to this history.
     async fn read_after(&self, wanted: Wanted, seen: i64, after: i64) -> Result<Answer, Fault> {
         let mut lease = self.live.db.lease().await?;
-        let mut page = read_deadline(events::read_after(&mut lease, &self.live.cards, wanted, seen)).await?;
+        let mut page = read_deadline(events::read_after(&mut lease, &self.live.cards(), wanted, seen)).await?;
         let state = if seen > page.head { Some(read_deadline(events::store_state(&mut lease)).await?) } else { None };
         lease.finish_unless(page.cut);
         if let Some(state) = state.filter(|state| seen > state.head) {
@@ -245,7 +255,7 @@ impl Polls {
             woken.as_mut().enable();
             let (histories, epoch) = (wait.histories(), wait.epoch());
             // All before `seen` was acknowledged when we looked, so what is not lies after it.
-            let look = seen.map(|seen| self.live.tail.look(wanted.feed, seen, wanted.types, wanted.limit));
+            let look = seen.map(|seen| self.look(wanted, seen));
             let (found, versions) = match look {
                 Some(Look::Found(slice)) if !slice.events.is_empty() || !wait.is_over() => {
                     let versions: Arc<[i64]> = slice.events.iter().map(|event| event.version).collect();
@@ -281,7 +291,7 @@ impl Polls {
 
     async fn read_unacked(&self, wanted: Wanted) -> Result<(Answer, Arc<[i64]>), Fault> {
         let mut lease = self.live.db.lease().await?;
-        let mut page = read_deadline(events::read_unacked(&mut lease, &self.live.cards, wanted)).await?;
+        let mut page = read_deadline(events::read_unacked(&mut lease, &self.live.cards(), wanted)).await?;
         lease.finish_unless(page.cut);
         let answer = fitting(&self.live, &mut page)?;
         let versions = page.events.iter().map(|event| event.version).collect();

@@ -157,6 +157,12 @@ async fn history_cannot_be_changed_by_anybody() {
             "delete from messages",
             "update messages set seq = seq + 1",
             "update events set id_text = 'x', id = null where version = 3",
+            "update messages set content = 'never said'",
+            "update events set content = null where content is not null",
+            "update events set content = 'https://erased.invalid/' where content is not null",
+            "update erasures set messages = 0",
+            "delete from erasures",
+            "truncate erasures",
         ] {
             let refused = connection.execute(statement).await.expect_err(statement);
             assert!(refused.to_string().contains("is append-only"), "{statement}: {refused}");
