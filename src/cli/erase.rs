@@ -78,7 +78,7 @@ async fn run_on(args: &EraseArgs, url: &str) -> anyhow::Result<()> {
     }
     // Whoever asks any replica from then on is shown it.
     sleep(Duration::from_millis(limits::ERASURE_SETTLES_MS)).await;
-    println!("Blanked {} messages; every replica shows it.", count(messages));
+    println!("Blanked {} messages; every replica shows it.", HumanCount(messages.unsigned_abs()));
     Ok(())
 }
 
@@ -103,12 +103,8 @@ fn summary(found: &[Erasable]) -> String {
         "{} sessions (by gateway: {}), {} messages to blank.",
         HumanCount(found.len() as u64),
         gateways.join(", "),
-        count(found.iter().map(|session| session.messages).sum())
+        HumanCount(found.iter().map(Erasable::messages).sum())
     )
-}
-
-fn count(messages: i64) -> HumanCount {
-    HumanCount(messages.unsigned_abs())
 }
 
 /// Asks a person, if there is one.

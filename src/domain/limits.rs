@@ -81,7 +81,7 @@ pub const IN_TOUCH_MS: u64 = 3_000;
 /// it, or is not in touch any more. The slack is for two clocks that do not run quite alike.
 pub const ERASURE_SETTLES_MS: u64 = IN_TOUCH_MS + 500;
 /// Messages that one transaction of `deskfeed erase` blanks at most: appends wait for it meanwhile.
-pub const ERASED_MESSAGES_PER_COMMIT: i32 = 500;
+pub const ERASED_MESSAGES_PER_COMMIT: usize = 500;
 /// Sessions in one transaction of `deskfeed erase` at most, for the same reason.
 pub const ERASED_SESSIONS_PER_COMMIT: usize = 100;
 /// How often a process notifies itself to prove its LISTEN connection, in milliseconds.

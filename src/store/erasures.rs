@@ -50,20 +50,25 @@ impl Asked {
 pub struct Erasable {
     session: SessionKey,
     pub gateway_id: Option<String>,
-    /// Messages up to this one are blank already.
-    erased_seq: i32,
-    /// Its newest message.
-    last_seq: i32,
-    /// How many are not blank.
-    pub messages: i64,
+    /// Messages up to this version are blank already.
+    erased_version: i64,
+    /// Those of its other messages, rising.
+    versions: Vec<i64>,
 }
 
-/// Some messages of one session.
+impl Erasable {
+    /// How many of its messages are not blank.
+    pub fn messages(&self) -> u64 {
+        self.versions.len() as u64
+    }
+}
+
+/// Some messages of one session: those of versions after the one and through the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
     session: SessionKey,
-    after_seq: i32,
-    through_seq: i32,
+    after_version: i64,
+    through_version: i64,
 }
 
 /// The sessions that are asked for, as they are now.
@@ -75,7 +80,7 @@ pub async fn find(connection: &mut PgConnection, asked: &Asked) -> Result<Vec<Er
         Asked::Session(id) => (Some(id), None, None),
         Asked::Customer { id, gateway } => (None, Some(id), gateway.as_ref()),
     };
-    let rows: Vec<(i64, Option<String>, i32, i32, i64)> = sqlx::query_as(include_str!("sql/find_erasable.sql"))
+    let rows: Vec<(i64, Option<String>, i64, Vec<i64>)> = sqlx::query_as(include_str!("sql/find_erasable.sql"))
         .bind(session)
         .bind(customer)
         .bind(gateway)
@@ -83,12 +88,11 @@ pub async fn find(connection: &mut PgConnection, asked: &Asked) -> Result<Vec<Er
         .await?;
     Ok(rows
         .into_iter()
-        .map(|(key, gateway_id, erased_seq, last_seq, messages)| Erasable {
+        .map(|(key, gateway_id, erased_version, versions)| Erasable {
             session: SessionKey(key),
             gateway_id,
-            erased_seq,
-            last_seq,
-            messages,
+            erased_version,
+            versions,
         })
         .collect())
 }
@@ -98,22 +102,24 @@ pub fn divide(erasable: &[Erasable]) -> Vec<Vec<Piece>> {
     let mut parts = vec![Vec::new()];
     let mut room = limits::ERASED_MESSAGES_PER_COMMIT;
     for session in erasable {
-        let mut after_seq = session.erased_seq;
+        let mut after_version = session.erased_version;
+        let mut rest = session.versions.as_slice();
         loop {
             let full = parts.last().is_none_or(|part: &Vec<Piece>| part.len() == limits::ERASED_SESSIONS_PER_COMMIT);
             if room == 0 || full {
                 parts.push(Vec::new());
                 room = limits::ERASED_MESSAGES_PER_COMMIT;
             }
-            let through_seq = session.last_seq.min(after_seq.saturating_add(room));
-            room -= through_seq - after_seq;
+            let (now, later) = rest.split_at(rest.len().min(room));
+            let through_version = now.last().copied().unwrap_or(after_version);
             if let Some(part) = parts.last_mut() {
-                part.push(Piece { session: session.session, after_seq, through_seq });
+                part.push(Piece { session: session.session, after_version, through_version });
             }
-            after_seq = through_seq;
-            if after_seq == session.last_seq {
+            room -= now.len();
+            if later.is_empty() {
                 break;
             }
+            (after_version, rest) = (through_version, later);
         }
     }
     parts.retain(|part| !part.is_empty());
@@ -140,8 +146,8 @@ pub async fn erase(connection: &mut PgConnection, asked: &Asked, part: &[Piece])
     let (asked, asked_id) = asked.columns();
     let messages = sqlx::query_scalar(include_str!("sql/erase.sql"))
         .bind(part.iter().map(|piece| piece.session.0).collect::<Vec<i64>>())
-        .bind(part.iter().map(|piece| piece.after_seq).collect::<Vec<i32>>())
-        .bind(part.iter().map(|piece| piece.through_seq).collect::<Vec<i32>>())
+        .bind(part.iter().map(|piece| piece.after_version).collect::<Vec<i64>>())
+        .bind(part.iter().map(|piece| piece.through_version).collect::<Vec<i64>>())
         .bind(asked)
         .bind(asked_id)
         .bind(ContentType::Image.erased())
@@ -185,28 +191,30 @@ pub async fn find_erased(
 mod tests {
     use super::*;
 
-    fn session(key: i64, erased_seq: i32, last_seq: i32) -> Erasable {
-        let messages = i64::from(last_seq - erased_seq);
-        Erasable { session: SessionKey(key), gateway_id: None, erased_seq, last_seq, messages }
+    fn session(key: i64, erased_version: i64, messages: usize) -> Erasable {
+        let versions = (1..).map(|n| erased_version + 7 * n).take(messages).collect();
+        Erasable { session: SessionKey(key), gateway_id: None, erased_version, versions }
     }
 
     #[test]
     fn the_work_is_divided_and_nothing_is_left_out() {
-        const MOST: i32 = limits::ERASED_MESSAGES_PER_COMMIT;
+        const MOST: usize = limits::ERASED_MESSAGES_PER_COMMIT;
         let few: Vec<Erasable> = (0..250).map(|key| session(key, 0, 1)).collect();
-        let work = [vec![session(1000, 0, 0), session(1001, 7, 3 * MOST), session(1002, 5, 5)], few].concat();
+        let work = [vec![session(1000, 0, 0), session(1001, 7, 3 * MOST), session(1002, 5, 0)], few].concat();
         let parts = divide(&work);
         for part in &parts {
-            let messages: i32 = part.iter().map(|piece| piece.through_seq - piece.after_seq).sum();
-            assert!((1..=limits::ERASED_SESSIONS_PER_COMMIT).contains(&part.len()) && messages <= MOST, "{part:?}");
+            let messages: i64 = part.iter().map(|piece| (piece.through_version - piece.after_version) / 7).sum();
+            assert!((1..=limits::ERASED_SESSIONS_PER_COMMIT).contains(&part.len()), "{part:?}");
+            assert!(usize::try_from(messages).is_ok_and(|messages| messages <= MOST), "{part:?}");
             let keys: HashSet<i64> = part.iter().map(|piece| piece.session.0).collect();
             assert_eq!(keys.len(), part.len(), "each session once");
         }
         for session in &work {
             let pieces: Vec<&Piece> = parts.iter().flatten().filter(|piece| piece.session == session.session).collect();
-            assert_eq!(pieces.first().map(|piece| piece.after_seq), Some(session.erased_seq));
-            assert_eq!(pieces.last().map(|piece| piece.through_seq), Some(session.last_seq));
-            assert!(pieces.windows(2).all(|pair| pair[0].through_seq == pair[1].after_seq), "without gaps");
+            let last = session.versions.last().copied().unwrap_or(session.erased_version);
+            assert_eq!(pieces.first().map(|piece| piece.after_version), Some(session.erased_version));
+            assert_eq!(pieces.last().map(|piece| piece.through_version), Some(last));
+            assert!(pieces.windows(2).all(|pair| pair[0].through_version == pair[1].after_version), "without gaps");
         }
         assert_eq!(divide(&[]), Vec::<Vec<Piece>>::new());
     }

@@ -443,7 +443,7 @@ async fn a_replica_that_is_cut_off_shows_nothing_that_was_erased() {
 async fn the_eraser_can_blank_and_nothing_more() {
     let world = World::start().await;
     let mut eraser = PgConnection::connect(&postgres::as_role(&world.desk.url, ERASER)).await.expect("it gets in");
-    let forged = sqlx::raw_sql("update messages set content = 'never said'").execute(&mut eraser).await;
+    let forged = sqlx::raw_sql("update erasable set content = 'never said'").execute(&mut eraser).await;
     assert!(forged.expect_err("it is refused").to_string().contains("is append-only"));
     eraser.close().await.expect("it closes");
     world.desk.stop().await;

@@ -137,7 +137,7 @@ pub const TABLES: [Table; 11] = [
             column("erasure", Type::Int8),
             column("erased_at", Type::Time),
             column("session_key", Type::Int8),
-            column("through_seq", Type::Int4),
+            column("through_version", Type::Int8),
             column("messages", Type::Int4),
             column("asked", Type::Int2),
             column("asked_id", Type::Text),
