@@ -8,7 +8,7 @@ do $grants$ begin
 
 -- The service. Columns are named where it changes a few only.
 if to_regrole('deskfeed_app') is not null then
-    revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, acks from deskfeed_app;
+    revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, erasable, erasures, acks from deskfeed_app;
     revoke all on sequence session_changes from deskfeed_app;
     revoke all on function make_partitions_ahead(integer) from deskfeed_app;
     grant select on _sqlx_migrations to deskfeed_app;
@@ -31,25 +31,43 @@ if to_regrole('deskfeed_app') is not null then
     -- Makes the partitions to come, with the owner's rights.
     grant execute on function make_partitions_ahead(integer) to deskfeed_app;
     grant select on messages to deskfeed_app;
+    grant select on erasures to deskfeed_app;
     -- Ranges grow together: the ones in between go.
     grant select, insert, update (last_version), delete on acks to deskfeed_app;
 end if;
 
 -- People and programs that look at conversations: everything but the hashes of tokens.
 if to_regrole('deskfeed_readonly') is not null then
-    revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, acks from deskfeed_readonly;
-    grant select on _sqlx_migrations, store, feeds, profiles, agents, gateways, polls_seen, sessions, events, messages, acks to deskfeed_readonly;
+    revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, erasable, erasures, acks from deskfeed_readonly;
+    grant select on _sqlx_migrations, store, feeds, profiles, agents, gateways, polls_seen, sessions, events, messages, erasures, acks to deskfeed_readonly;
     grant select (created_at, expires_at, last_used_at, revocation, token_id, feed_key, role) on tokens to deskfeed_readonly;
 end if;
 
 -- Monitoring, `deskfeed doctor` too: how much and how old, never who or what.
 if to_regrole('deskfeed_monitor') is not null then
-    revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, acks from deskfeed_monitor;
+    revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, erasable, erasures, acks from deskfeed_monitor;
     grant select on _sqlx_migrations, store to deskfeed_monitor;
     grant select (version, created_at, feed_key, type) on events to deskfeed_monitor;
     grant select (opened_at, closed_at, session_key, status) on sessions to deskfeed_monitor;
     grant select (feed_key, open_sessions, max_sessions, status) on agents to deskfeed_monitor;
     grant select on polls_seen to deskfeed_monitor;
+end if;
+
+-- `deskfeed erase`: may blank what it cannot read, and must leave a record that it cannot change. When
+-- and who are the table's defaults, which it may not write over.
+if to_regrole('deskfeed_eraser') is not null then
+    revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, erasable, erasures, acks from deskfeed_eraser;
+    revoke all on sequence session_changes from deskfeed_eraser;
+    grant select on _sqlx_migrations to deskfeed_eraser;
+    grant select (oldest_program) on store to deskfeed_eraser;
+    -- As for the service; a change of sessions is counted.
+    grant update on append_lock to deskfeed_eraser;
+    grant usage on sequence session_changes to deskfeed_eraser;
+    grant select (feed_key, feed_id) on feeds to deskfeed_eraser;
+    grant select (session_key, gateway_key, session_id, from_id), update (from_name, from_image) on sessions to deskfeed_eraser;
+    -- A view of the events that hold content: no other can be touched through it.
+    grant select (version, session_key, content_type), update (content) on erasable to deskfeed_eraser;
+    grant select, insert (erasure, session_key, through_version, messages, asked, asked_id) on erasures to deskfeed_eraser;
 end if;
 
 end $grants$;

@@ -5,6 +5,8 @@ pub mod bench;
 pub mod database;
 pub mod demo;
 pub mod doctor;
+pub mod epoch;
+pub mod erase;
 pub mod export;
 pub mod healthcheck;
 pub mod import;
@@ -62,6 +64,10 @@ enum Command {
     Import(import::ImportArgs),
     /// Reads one feed's whole history over HTTP into a file.
     Backfill(backfill::BackfillArgs),
+    /// Makes blank what was written in a session, or by and to a customer. Cannot be undone.
+    Erase(erase::EraseArgs),
+    /// Shows the store's Feed-Epoch, or renews it after a restore.
+    Epoch(epoch::EpochArgs),
     /// Looks at the database: what is wrong, and what to do. Exit code 0: all is well; 1: warnings; 2: critical.
     Doctor(doctor::DoctorArgs),
     /// Partitions of events: which old ones could go, lets them go, and makes those to come.
@@ -101,6 +107,8 @@ pub fn main() -> ExitCode {
             Command::Export(args) => export::run(&args).await,
             Command::Import(args) => import::run(&args).await,
             Command::Backfill(args) => backfill::run(&args).await,
+            Command::Erase(args) => erase::run(&args).await,
+            Command::Epoch(args) => epoch::run(&args).await,
             Command::Doctor(args) => doctor::run(&args).await,
             Command::Retention(args) => retention::run(&args).await,
             Command::Token(args) => token::run(&args).await,

@@ -154,7 +154,12 @@ pub async fn decide<'a>(
     }
     let mut sent = match (sends.is_empty(), only_sends) {
         (true, _) => Vec::new(),
-        (false, true) => send_message::apply(connection, cards, &mut ledger, &mut found, &sends).await?,
+        (false, true) => {
+            for found in found.values() {
+                cards.put_session(found.session.key, &found.card);
+            }
+            send_message::apply(connection, cards, &mut ledger, &mut found, &sends).await?
+        }
         // Keys that this very transaction gave may be given to something else if it is not
         // committed: what it shows of them must not be remembered.
         (false, false) => send_message::apply(connection, &Cards::default(), &mut ledger, &mut found, &sends).await?,

@@ -17,6 +17,7 @@ use crate::{
     store::{
         appends::Ledger,
         cards::Cards,
+        erasures,
         messages::{self, Kept},
         sessions::Found,
     },
@@ -85,9 +86,7 @@ pub async fn apply<'a>(
     let owners: HashSet<i32> =
         found.values().filter_map(|found| found.session.owner.as_ref()).map(|owner| owner.profile.0).collect();
     cards.load(connection, &[], &owners.into_iter().collect::<Vec<i32>>()).await?;
-    for found in found.values() {
-        cards.put_session(found.session.key, &found.card);
-    }
+    let erased = find_erased(connection, &kept).await?;
 
     let mut answers = Vec::with_capacity(sends.len());
     for send in sends {
@@ -98,7 +97,7 @@ pub async fn apply<'a>(
                 continue;
             };
             decided.push(match kept.get(&message.id) {
-                Some(earlier) => repeat(found, &send.caller, message, earlier),
+                Some(earlier) => repeat(found, &send.caller, message, earlier, erased.contains(&message.id)),
                 None => keep(ledger, found, &send.caller, message, &mut kept),
             });
         }
@@ -107,8 +106,29 @@ pub async fn apply<'a>(
     Ok(answers)
 }
 
-/// The answer to an Id that was kept before: the first answer's values, if it is the same message.
-fn repeat(found: &Found, caller: &Caller, message: &NewMessage, earlier: &Kept) -> Result<Decided, Fault> {
+/// Which of the kept messages were erased: a look into the database only where one is blank.
+async fn find_erased(
+    connection: &mut PgConnection,
+    kept: &HashMap<MessageId, Kept>,
+) -> Result<HashSet<MessageId>, sqlx::Error> {
+    let blank = kept.iter().filter(|(_, message)| message.content == message.content_type.erased());
+    let (ids, sessions): (Vec<&MessageId>, HashSet<i64>) = blank.map(|(id, message)| (id, message.session.0)).unzip();
+    if ids.is_empty() {
+        return Ok(HashSet::new());
+    }
+    erasures::find_erased(connection, &sessions.into_iter().collect::<Vec<i64>>(), &ids).await
+}
+
+/// The answer to an Id that was kept before: the first answer's values, if it is the same message. Of
+/// an erased one nobody knows the content any more; whoever repeats it is believed. To refuse it would
+/// only make its sender try again under another Id, and bring back what was erased.
+fn repeat(
+    found: &Found,
+    caller: &Caller,
+    message: &NewMessage,
+    earlier: &Kept,
+    erased: bool,
+) -> Result<Decided, Fault> {
     let session = &found.session;
     let Some(subject) = caller.subject() else {
         return Err(Fault::role_may_not("only a gateway or the session's owner may send"));
@@ -118,7 +138,7 @@ fn repeat(found: &Found, caller: &Caller, message: &NewMessage, earlier: &Kept) 
         return Err(Fault::NotOwner(session.session_id.clone()));
     }
     let same = earlier.session == session.key
-        && earlier.content == message.content
+        && (erased || earlier.content == message.content)
         && earlier.content_type == message.content_type
         && earlier.r#type == message_type(caller);
     if !same {

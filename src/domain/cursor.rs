@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Which events, seen from where.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cursor {
     /// Greater than this version, oldest first.
     After(From),

@@ -73,9 +73,17 @@ pub const RELAY_SCAN_EVENTS: i64 = 2000;
 pub const SWEEP_MS: u64 = 400;
 /// How long the relay's look at the head may take, in milliseconds, before it connects anew.
 pub const RELAY_LOOK_MS: u64 = 1_000;
-/// How long ago the last look may have succeeded for a process to count as in touch with the
-/// database, in milliseconds.
+/// How long ago the last look that succeeded may have begun for a process to count as in touch with the
+/// database, in milliseconds. One that does not is not ready, and tells nothing from its memory: what it
+/// remembers may have been erased.
 pub const IN_TOUCH_MS: u64 = 3_000;
+/// How long `deskfeed erase` waits after its last commit, in milliseconds: then every process has seen
+/// it, or is not in touch any more. The slack is for two clocks that do not run quite alike.
+pub const ERASURE_SETTLES_MS: u64 = IN_TOUCH_MS + 500;
+/// Messages that one transaction of `deskfeed erase` blanks at most: appends wait for it meanwhile.
+pub const ERASED_MESSAGES_PER_COMMIT: usize = 500;
+/// Sessions in one transaction of `deskfeed erase` at most, for the same reason.
+pub const ERASED_SESSIONS_PER_COMMIT: usize = 100;
 /// How often a process notifies itself to prove its LISTEN connection, in milliseconds.
 pub const LISTENER_PING_MS: u64 = 5_000;
 /// A LISTEN connection that has not heard its own ping for this long is replaced, in milliseconds.

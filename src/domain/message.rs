@@ -50,6 +50,15 @@ impl ContentType {
         if number == 1 { Self::Image } else { Self::Text }
     }
 
+    /// `Content` of an erased message: nothing, or an address that leads nowhere for ever (RFC 6761), so
+    /// that it still is what its type says.
+    pub fn erased(self) -> &'static str {
+        match self {
+            Self::Text => "",
+            Self::Image => "https://erased.invalid/",
+        }
+    }
+
     pub fn parse(text: &str) -> Result<Self, Fault> {
         match text {
             "0" => Ok(Self::Text),
@@ -123,6 +132,13 @@ mod tests {
             "\thttps://a/b",
         ] {
             assert!(checked_content(bad.to_owned(), ContentType::Image).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_erased_still_is_what_its_type_says() {
+        for content_type in [ContentType::Text, ContentType::Image] {
+            assert!(checked_content(content_type.erased().to_owned(), content_type).is_ok(), "{content_type:?}");
         }
     }
 

@@ -96,7 +96,7 @@ async fn answer(
 /// The token comes before anything else, the method too.
 async fn through(mut front: Front, route: Option<&'static Route>, mut request: Request) -> Response {
     if route.is_some_and(|route| route.token == Token::Needed) {
-        match Box::pin(auth::authenticate(&front.app, request.headers())).await {
+        match auth::authenticate(&front.app, request.headers()).await {
             Ok(grant) => request.extensions_mut().insert(grant),
             Err(fault) => return Problem(fault).into_response(),
         };

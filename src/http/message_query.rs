@@ -1,5 +1,7 @@
 //! `/message/query`: a feed's events.
 
+use std::sync::Arc;
+
 use axum::{
     body::Body,
     extract::{Request, State},
@@ -12,12 +14,14 @@ use serde_json::{Map, Value};
 use super::{
     auth::Holder,
     body::{Format, RawBody, from_json, pairs},
+    line::Line,
     problem::Problem,
     state::App,
 };
 use crate::{
     domain::{cursor::Query, fault::Fault, limits},
     live::poll::Reply,
+    store::tokens::Grant,
 };
 
 pub const FEED_NEXT: HeaderName = HeaderName::from_static("feed-next");
@@ -47,6 +51,7 @@ pub const FEED_EPOCH: HeaderName = HeaderName::from_static("feed-epoch");
     ),
 )]
 pub async fn query(State(app): State<App>, Holder(grant): Holder, request: Request) -> Result<Response, Problem> {
+    let line = Line::to_leave_by(&request);
     // The request is taken apart and dropped before the wait, and what reads a body is boxed: a
     // parked poll holds neither.
     let parameters = if request.method() == Method::POST {
@@ -57,7 +62,18 @@ pub async fn query(State(app): State<App>, Holder(grant): Holder, request: Reque
         parameters
     };
     let query = Query::parse(parameters)?;
-    Ok(answer(&app.polls.query(&grant, query).await?))
+    match line.filter(|_| app.polls.will_park(&grant, &query)) {
+        Some(line) => Ok(line.leave(parked(app, grant, query)).await),
+        None => Ok(answer(&app.polls.query(&grant, query).await?)),
+    }
+}
+
+/// A poll that has left hyper.
+async fn parked(app: App, grant: Arc<Grant>, query: Query) -> Response {
+    match app.polls.query(&grant, query).await {
+        Ok(reply) => answer(&reply),
+        Err(fault) => Problem(fault).into_response(),
+    }
 }
 
 /// The same, with the parameters in the body (for acknowledgement lists too long for a URL).

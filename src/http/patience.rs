@@ -8,6 +8,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -17,11 +18,15 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
+use super::line::Line;
 use crate::domain::limits;
 
 /// A stream with limits.
 pub struct Patient<S> {
     stream: S,
+    line: Arc<Line>,
+    /// Bytes that were read too early and are to be read again.
+    ahead: Vec<u8>,
     phase: Phase,
     /// When the present phase is to be over.
     until: Option<Instant>,
@@ -68,9 +73,9 @@ impl Phase {
 }
 
 impl<S> Patient<S> {
-    pub fn new(stream: S) -> Self {
+    pub fn new(stream: S, line: Arc<Line>) -> Self {
         let until = Some(Instant::now() + Duration::from_secs(limits::HEAD_READ_S));
-        Self { stream, phase: Phase::Idle, until, reading: None, writing: None }
+        Self { stream, line, ahead: Vec::new(), phase: Phase::Idle, until, reading: None, writing: None }
     }
 
     fn enter(&mut self, phase: Phase) {
@@ -88,6 +93,7 @@ impl<S> Patient<S> {
 
     /// What a write came to; an error when it has been stuck for too long.
     fn judge<T>(&mut self, context: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.line.set_stuck(outcome.is_pending());
         if outcome.is_ready() {
             self.writing = None;
             return outcome;
@@ -100,6 +106,41 @@ impl<S> Patient<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> Patient<S> {
+    /// Puts back what was read and belongs to the next request.
+    pub fn unread(&mut self, bytes: &[u8]) {
+        self.ahead.splice(0..0, bytes.iter().copied());
+    }
+
+    /// Ready when the client has gone away. A next request that it sends meanwhile is kept, and
+    /// hides its end until that is read.
+    pub fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if !self.ahead.is_empty() {
+            return Poll::Pending;
+        }
+        let mut bytes = [0; 64];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        match ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer)) {
+            Ok(()) if !buffer.filled().is_empty() => {
+                self.ahead.extend_from_slice(buffer.filled());
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
+        }
+    }
+
+    /// Reads what was read before, if anything was.
+    fn reread(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
+        let count = self.ahead.len().min(buffer.remaining());
+        buffer.put_slice(&self.ahead[..count]);
+        self.ahead.drain(..count);
+        if self.ahead.is_empty() {
+            self.ahead = Vec::new();
+        }
+        count > 0
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -107,7 +148,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let outcome = if self.reread(buffer) {
+            Poll::Ready(Ok(()))
+        } else {
+            Pin::new(&mut self.stream).poll_read(context, buffer)
+        };
         if outcome.is_ready() {
             let phase = self.phase.after(&buffer.filled()[before..]);
             self.enter(phase);
@@ -178,14 +223,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_phase_has_its_own_limit() {
         let (mut client, server) = duplex(64);
-        let mut server = Patient::new(server);
+        let mut server = Patient::new(server, Arc::default());
         assert_eq!(waits_for(&mut server).await, limits::HEAD_READ_S, "a first request that never comes");
 
-        server = Patient::new(duplex_half(&mut client));
+        server = Patient::new(duplex_half(&mut client), Arc::default());
         client.write_all(b"GET / HT").await.unwrap();
         assert_eq!(waits_for(&mut server).await, limits::HEAD_READ_S, "a head that stops");
 
-        server = Patient::new(duplex_half(&mut client));
+        server = Patient::new(duplex_half(&mut client), Arc::default());
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
         let held = tokio::time::timeout(Duration::from_secs(3600), waits_for(&mut server)).await;
         assert!(held.is_err(), "a request that is being answered has no limit here");
@@ -197,10 +242,28 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_cut() {
         let (_client, server) = duplex(64);
-        let mut server = Patient::new(server);
+        let mut server = Patient::new(server, Arc::default());
         let started = Instant::now();
         server.write_all(&[0; 65]).await.unwrap_err();
         assert_eq!(started.elapsed().as_secs(), limits::WRITE_STALL_S);
+    }
+
+    #[tokio::test]
+    async fn what_comes_early_is_read_later_and_hides_the_end() {
+        let (mut client, server) = duplex(256);
+        let mut server = Patient::new(server, Arc::default());
+        let is_gone =
+            |server: &mut Patient<_>| server.poll_gone(&mut Context::from_waker(std::task::Waker::noop())).is_ready();
+        assert!(!is_gone(&mut server));
+        client.write_all(b"GET /next HTTP/1.1\r\n\r\n").await.unwrap();
+        assert!(!is_gone(&mut server));
+        drop(client);
+        assert!(!is_gone(&mut server), "the request before the end is still to be answered");
+        server.unread(b"first ");
+        let mut text = String::new();
+        server.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "first GET /next HTTP/1.1\r\n\r\n");
+        assert!(is_gone(&mut server));
     }
 
     /// A new pair: gives the server's half and puts the client's in place.

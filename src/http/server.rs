@@ -5,11 +5,9 @@ use std::{
     future::poll_fn,
     io,
     net::SocketAddr,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -21,23 +19,32 @@ use hyper::{
     service::{Service, service_fn},
 };
 use hyper_util::rt::TokioIo;
-use socket2::{Domain, Protocol, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
+    io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
     time::sleep,
 };
 
-use super::{patience::Patient, socket::Socket, unparsed::Explained};
+use super::{
+    line::{self, Answering, Line},
+    patience::Patient,
+    unparsed::Explained,
+};
 use crate::{domain::limits, lifecycle::Lifecycle};
 
 /// What connections are served with.
 pub trait Serves:
-    Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static
+    Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
 {
 }
 
 impl<S> Serves for S where
-    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
 {
 }
 
@@ -46,7 +53,7 @@ impl<S> Serves for S where
 /// # Errors
 /// When the address is not to be had.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -92,50 +99,104 @@ async fn connection<S: Serves>(stream: TcpStream, service: S, lifecycle: Lifecyc
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let socket = Socket::new(stream);
-    let io = TokioIo::new(Explained::new(Patient::new(socket.clone())));
-    let has_asked = Arc::new(AtomicBool::new(false));
+    let line = Arc::<Line>::default();
+    let mut stream = Explained::new(Patient::new(stream, Arc::clone(&line)));
+    // As long as requests leave hyper.
+    while let Some((left, answering)) = requests(stream, &service, &line, &lifecycle).await {
+        stream = left;
+        let answered = tokio::select! {
+            response = answering => {
+                let closes = lifecycle.stopping().is_cancelled();
+                line::write(&mut stream, response, closes).await.map(|()| closes)
+            }
+            () = poll_fn(|context| stream.get_mut().poll_gone(context)) => return,
+            () = lifecycle.ending().cancelled() => return,
+        };
+        match answered {
+            Ok(false) => {}
+            Ok(true) => {
+                // The client may have gone first.
+                drop(stream.shutdown().await);
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(error = %error, "a connection ended early");
+                return;
+            }
+        }
+    }
+}
+
+/// A client's socket, as we hold it.
+type Stream = Explained<Patient<TcpStream>>;
+
+/// Lets hyper serve requests until the connection ends, or one of them leaves: that gives the
+/// socket back, and what is left to do.
+async fn requests<S: Serves>(
+    stream: Stream,
+    service: &S,
+    line: &Arc<Line>,
+    lifecycle: &Lifecycle,
+) -> Option<(Stream, Answering)> {
     let service = service_fn({
-        let has_asked = Arc::clone(&has_asked);
-        move |request| {
-            has_asked.store(true, Ordering::Relaxed);
+        let (line, service) = (Arc::clone(line), service.clone());
+        move |mut request: Request<Incoming>| {
+            line.asks();
+            request.extensions_mut().insert(Arc::clone(&line));
             service.call(request)
         }
     });
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         // `Patient` has the limits of time.
         .header_read_timeout(None)
         .max_buf_size(limits::HEAD_BYTES_MAX)
-        // Keeps hyper from watching for the client's end: we do.
-        .half_close(true)
-        .serve_connection(io, service);
-    let mut connection = pin!(connection);
-    let gone = poll_fn(|context| socket.poll_gone(context));
-    let mut gone = pin!(gone);
-    let ended = tokio::select! {
-        biased;
-        ended = connection.as_mut() => ended,
-        () = gone.as_mut() => return,
-        () = told_to_end(&lifecycle, &has_asked) => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                biased;
-                ended = connection.as_mut() => ended,
-                () = gone.as_mut() => return,
-                () = lifecycle.ending().cancelled() => return,
+        .half_close(false)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut told_to_end = pin!(told_to_end(lifecycle, line));
+    let mut is_ending = false;
+    let left = loop {
+        let step = poll_fn(|context| match Pin::new(&mut connection).poll(context) {
+            Poll::Ready(ended) => Poll::Ready(Step::Ended(ended)),
+            // Handlers run while hyper is polled, so that is when they leave.
+            Poll::Pending => line.left().map_or(Poll::Pending, |answering| Poll::Ready(Step::Left(answering))),
+        });
+        tokio::select! {
+            biased;
+            step = step => break step,
+            () = told_to_end.as_mut(), if !is_ending => {
+                is_ending = true;
+                Pin::new(&mut connection).graceful_shutdown();
             }
+            () = lifecycle.ending().cancelled() => return None,
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(error = %error, "a connection ended early");
+    match left {
+        Step::Left(answering) => {
+            let parts = connection.into_parts();
+            let mut stream = parts.io.into_inner();
+            stream.get_mut().unread(&parts.read_buf);
+            Some((stream, answering))
+        }
+        Step::Ended(ended) => {
+            if let Err(error) = ended {
+                tracing::debug!(error = %error, "a connection ended early");
+            }
+            None
+        }
     }
+}
+
+/// How far hyper has come.
+enum Step {
+    Ended(hyper::Result<()>),
+    Left(Answering),
 }
 
 /// Completes when the service stops; later for a connection that has asked for nothing yet: hyper
 /// would close it at once, though its first request may be on its way.
-async fn told_to_end(lifecycle: &Lifecycle, has_asked: &AtomicBool) {
+async fn told_to_end(lifecycle: &Lifecycle, line: &Line) {
     lifecycle.stopping().cancelled().await;
-    if !has_asked.load(Ordering::Relaxed) {
+    if !line.has_asked() {
         sleep(Duration::from_millis(limits::FIRST_REQUEST_MS)).await;
     }
 }

@@ -23,6 +23,10 @@ impl<S> Explained<S> {
     pub fn new(stream: S) -> Self {
         Self { stream, answer: Vec::new() }
     }
+
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
 }
 
 /// The answer in place of `bytes`, if they are hyper's own refusal: no handler of ours gives a 4xx

@@ -1,7 +1,7 @@
 //! The long poll. Registers, looks, waits, in this order, so that no wake-up is lost.
 //!
 //! A parked poll holds no database connection. An `a` reader whose version the tail covers is
-//! answered from memory; any other first look goes to the table, which also decides whether the
+//! answered from memory, while that may be told from; any other first look goes to the table, which also decides whether the
 //! reader's version belongs to this history. Looks at the table are boxed: a poll is parked for
 //! long after them, and their room would be parked with it.
 
@@ -78,10 +78,15 @@ impl Polls {
     /// # Errors
     /// What the wire contract says of `/message/query`.
     pub async fn query(&self, grant: &Arc<Grant>, mut query: Query) -> Result<Reply, Fault> {
-        let feed = Box::pin(self.feed(&grant.caller, query.feed.as_ref())).await?;
-        Box::pin(self.check_epoch(query.epoch.as_deref())).await?;
+        let feed = match own_feed(&grant.caller, query.feed.as_ref())? {
+            Some(feed) => feed,
+            None => Box::pin(self.named_feed(query.feed.as_ref())).await?,
+        };
+        if let Some(epoch) = query.epoch.as_deref() {
+            Box::pin(self.check_epoch(epoch)).await?;
+        }
         // An admin has no feed, so nothing of an admin's can be acknowledged.
-        if let Some(subject) = grant.caller.subject() {
+        if let Some(subject) = grant.caller.subject().filter(|_| !query.acks.is_empty()) {
             Box::pin(self.acks.record(subject.key, std::mem::take(&mut query.acks))).await?;
         }
         let wanted = Wanted { feed, types: query.types, limit: query.limit };
@@ -98,28 +103,46 @@ impl Polls {
         }
     }
 
+    /// Whether a query is likely to be held, as far as memory can tell. Nothing depends on it but
+    /// what the query costs.
+    pub fn will_park(&self, grant: &Grant, query: &Query) -> bool {
+        if query.wait_s == 0 || self.live.bulletin.is_draining() {
+            return false;
+        }
+        match (query.cursor, own_feed(&grant.caller, query.feed.as_ref())) {
+            (Cursor::After(From::Version(after)), Ok(Some(feed))) => {
+                match self.live.tail.look(feed, after, query.types, 1) {
+                    Look::Found(slice) => slice.events.is_empty(),
+                    Look::TooNew => true,
+                    Look::TooOld => false,
+                }
+            }
+            (Cursor::After(From::Now) | Cursor::Unacked, _) => true,
+            _ => false,
+        }
+    }
+
     /// The feed that a caller reads; only an admin may name one.
     ///
     /// # Errors
     /// 40000, 40300, 40402.
     pub async fn feed(&self, caller: &Caller, named: Option<&FeedId>) -> Result<FeedKey, Fault> {
-        match (caller.subject(), named) {
-            (Some(subject), None) => Ok(subject.key),
-            (Some(subject), Some(feed)) if subject.id == *feed => Ok(subject.key),
-            (Some(_), Some(_)) => Err(Fault::role_may_not("only an admin may read another feed")),
-            (None, Some(feed)) => {
-                let mut lease = self.live.db.lease().await?;
-                let found = read_deadline(agents::find_feed(&mut lease, feed.as_str())).await?;
-                lease.finish();
-                found.map(|(key, _)| key).ok_or_else(|| Fault::NoSuchAgent(feed.to_string()))
-            }
-            (None, None) => Err(Fault::malformed("an admin must say whose feed: `feed=<id>`")),
+        match own_feed(caller, named)? {
+            Some(feed) => Ok(feed),
+            None => self.named_feed(named).await,
         }
     }
 
-    async fn check_epoch(&self, epoch: Option<&str>) -> Result<(), Fault> {
-        let Some(epoch) = epoch.filter(|epoch| **epoch != *self.live.bulletin.epoch()) else { return Ok(()) };
-        // Ours may be the one that is out of date.
+    async fn named_feed(&self, named: Option<&FeedId>) -> Result<FeedKey, Fault> {
+        let Some(feed) = named else { return Err(Fault::malformed("an admin must say whose feed: `feed=<id>`")) };
+        let mut lease = self.live.db.lease().await?;
+        let found = read_deadline(agents::find_feed(&mut lease, feed.as_str())).await?;
+        lease.finish();
+        found.map(|(key, _)| key).ok_or_else(|| Fault::NoSuchAgent(feed.to_string()))
+    }
+
+    /// Asks the table: what this replica remembers may be out of date.
+    async fn check_epoch(&self, epoch: &str) -> Result<(), Fault> {
         let mut lease = self.live.db.lease().await?;
         let state = read_deadline(events::store_state(&mut lease)).await?;
         lease.finish();
@@ -131,7 +154,7 @@ impl Polls {
         let epoch = self.live.bulletin.epoch();
         let mut lease = self.live.db.lease().await?;
         let mut page =
-            read_deadline(events::read_before(&mut lease, &self.live.cards, wanted, before.unwrap_or(i64::MAX)))
+            read_deadline(events::read_before(&mut lease, &self.live.cards(), wanted, before.unwrap_or(i64::MAX)))
                 .await?;
         lease.finish_unless(page.cut);
         let mut answer = fitting(&self.live, &mut page)?;
@@ -142,7 +165,10 @@ impl Polls {
 
     /// Events after a version.
     async fn after(&self, wanted: Wanted, from: From, wait: &mut Wait<'_>) -> Result<Reply, Fault> {
-        let after = Box::pin(self.resolve(from)).await?;
+        let after = match from {
+            From::Version(version) => version,
+            _ => Box::pin(self.resolve(from)).await?,
+        };
         // Everything up to here that the reader wants has been given.
         let mut seen = after;
         // Whether the table has confirmed `seen`; then a tail that is behind it is only late.
@@ -155,7 +181,7 @@ impl Polls {
             let mut woken = pin!(watch.woken());
             woken.as_mut().enable();
             let (histories, epoch) = (wait.histories(), wait.epoch());
-            let found = match self.live.tail.look(wanted.feed, seen, wanted.types, wanted.limit) {
+            let found = match self.look(wanted, seen) {
                 Look::Found(slice) if slice.more || slice.head >= owed && !wait.is_over() => Some(from_slice(slice)),
                 Look::TooNew if confirmed && !wait.is_over() => None,
                 // The table has the last word on what is there now, and on what the tail does not cover.
@@ -172,16 +198,25 @@ impl Polls {
                 return Ok(Reply { answer: nothing(seen), epoch });
             }
             if wait.histories() != histories {
-                Box::pin(self.check_epoch(wait.given_epoch)).await?;
+                if let Some(epoch) = wait.given_epoch {
+                    Box::pin(self.check_epoch(epoch)).await?;
+                }
                 confirmed = false;
             }
         }
     }
 
-    async fn resolve(&self, from: From) -> Result<i64, Fault> {
-        if let From::Version(version) = from {
-            return Ok(version);
+    /// A look into the tail.
+    fn look(&self, wanted: Wanted, seen: i64) -> Look {
+        // First: what the tail holds is true for as long as this is.
+        let is_in_touch = self.live.is_in_touch();
+        match self.live.tail.look(wanted.feed, seen, wanted.types, wanted.limit) {
+            Look::Found(slice) if !slice.events.is_empty() && !is_in_touch => Look::TooOld,
+            look => look,
         }
+    }
+
+    async fn resolve(&self, from: From) -> Result<i64, Fault> {
         let mut lease = self.live.db.lease().await?;
         let version = match from {
             From::Version(version) => version,
@@ -195,7 +230,7 @@ impl Polls {
     /// A look at the table, which decides whether `seen` belongs to this history.
     async fn read_after(&self, wanted: Wanted, seen: i64, after: i64) -> Result<Answer, Fault> {
         let mut lease = self.live.db.lease().await?;
-        let mut page = read_deadline(events::read_after(&mut lease, &self.live.cards, wanted, seen)).await?;
+        let mut page = read_deadline(events::read_after(&mut lease, &self.live.cards(), wanted, seen)).await?;
         let state = if seen > page.head { Some(read_deadline(events::store_state(&mut lease)).await?) } else { None };
         lease.finish_unless(page.cut);
         if let Some(state) = state.filter(|state| seen > state.head) {
@@ -220,7 +255,7 @@ impl Polls {
             woken.as_mut().enable();
             let (histories, epoch) = (wait.histories(), wait.epoch());
             // All before `seen` was acknowledged when we looked, so what is not lies after it.
-            let look = seen.map(|seen| self.live.tail.look(wanted.feed, seen, wanted.types, wanted.limit));
+            let look = seen.map(|seen| self.look(wanted, seen));
             let (found, versions) = match look {
                 Some(Look::Found(slice)) if !slice.events.is_empty() || !wait.is_over() => {
                     let versions: Arc<[i64]> = slice.events.iter().map(|event| event.version).collect();
@@ -246,7 +281,9 @@ impl Polls {
                 return Ok(Reply { answer: found, epoch });
             }
             if wait.histories() != histories {
-                Box::pin(self.check_epoch(wait.given_epoch)).await?;
+                if let Some(epoch) = wait.given_epoch {
+                    Box::pin(self.check_epoch(epoch)).await?;
+                }
                 seen = None;
             }
         }
@@ -254,7 +291,7 @@ impl Polls {
 
     async fn read_unacked(&self, wanted: Wanted) -> Result<(Answer, Arc<[i64]>), Fault> {
         let mut lease = self.live.db.lease().await?;
-        let mut page = read_deadline(events::read_unacked(&mut lease, &self.live.cards, wanted)).await?;
+        let mut page = read_deadline(events::read_unacked(&mut lease, &self.live.cards(), wanted)).await?;
         lease.finish_unless(page.cut);
         let answer = fitting(&self.live, &mut page)?;
         let versions = page.events.iter().map(|event| event.version).collect();
@@ -265,6 +302,17 @@ impl Polls {
         self.given
             .get(&token_id)
             .is_some_and(|given| versions.iter().all(|version| given.binary_search(version).is_ok()))
+    }
+}
+
+/// The caller's own feed; None for an admin, who must name one.
+fn own_feed(caller: &Caller, named: Option<&FeedId>) -> Result<Option<FeedKey>, Fault> {
+    match (caller.subject(), named) {
+        (Some(subject), Some(feed)) if subject.id != *feed => {
+            Err(Fault::role_may_not("only an admin may read another feed"))
+        }
+        (Some(subject), _) => Ok(Some(subject.key)),
+        (None, _) => Ok(None),
     }
 }
 

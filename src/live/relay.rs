@@ -8,6 +8,8 @@
 //!
 //! It also watches over the history: a head below the tail's, or another epoch, means that the
 //! database was restored or failed over. The tail is then thrown away and every parked poll told.
+//! And over erasures: when there are new ones, the tail is filled anew, without what they erased.
+//! Nothing is told from memory when the last look is long ago ([`Live::is_in_touch`]).
 
 use std::{
     collections::HashSet,
@@ -37,7 +39,7 @@ use crate::{
     store::{
         Result,
         cards::Cards,
-        events,
+        erasures, events,
         listener::{self, Listener},
         pool::{Db, Purpose, deadline, read_deadline},
     },
@@ -52,7 +54,7 @@ pub struct Live {
     pub bulletin: Arc<Bulletin>,
     pub tokens: Tokens,
     pub zone: Tz,
-    /// When the relay's last look at the table succeeded, in milliseconds since `started`; 0: never.
+    /// When the relay's last look at the table that succeeded began, in milliseconds since `started`; 0: none did.
     last_contact_ms: AtomicU64,
     started: Instant,
     /// The newest version that this process's writer has committed.
@@ -99,10 +101,20 @@ impl Live {
         true
     }
 
-    /// Whether the database answered lately.
+    /// Whether the database answered lately, so that what is remembered may be told.
     pub fn is_in_touch(&self) -> bool {
         let last = self.last_contact_ms.load(Ordering::Acquire);
         last > 0 && self.now_ms().saturating_sub(last) < limits::IN_TOUCH_MS
+    }
+
+    /// Sessions and profiles for a read of the table: nothing that is remembered when it may have been erased.
+    pub fn cards(&self) -> Cards {
+        if self.is_in_touch() { self.cards.clone() } else { Cards::default() }
+    }
+
+    /// What is taken for true now.
+    pub fn basis(&self) -> Basis {
+        Basis { histories: self.bulletin.histories(), erasures: self.cards.erasures() }
     }
 
     fn now_ms(&self) -> u64 {
@@ -124,11 +136,20 @@ impl Live {
     }
 }
 
+/// What a process takes for true. What was made on another basis is not to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Basis {
+    /// What [`Bulletin::histories`] counts: what was committed in an earlier history may be no part
+    /// of the present one.
+    histories: u64,
+    /// What [`Cards::erasures`] knows of: what is remembered from before one may be what it erased.
+    erasures: i64,
+}
+
 /// What this process's writer committed.
 pub struct Committed {
-    /// What [`Bulletin::histories`] counted before: what was committed in an earlier history may be
-    /// no part of the present one.
-    pub histories: u64,
+    /// Taken before anything of it was decided.
+    pub basis: Basis,
     /// The events as readers are shown them, if it knows.
     pub events: Option<Vec<Event>>,
 }
@@ -157,10 +178,11 @@ impl Relay {
             if taken {
                 continue;
             }
+            let began_ms = self.live.now_ms().max(1);
             let looked = self.look(&mut connection, &mut pinged).await;
             match looked {
                 Ok(()) => {
-                    self.live.last_contact_ms.store(self.live.now_ms().max(1), Ordering::Release);
+                    self.live.last_contact_ms.store(began_ms, Ordering::Release);
                     if !std::mem::replace(&mut answers, true) {
                         tracing::info!("PostgreSQL answers");
                     }
@@ -180,7 +202,7 @@ impl Relay {
     /// Takes events that our own writer committed. False when a look at the table is needed.
     fn take(&self, committed: &Committed) -> bool {
         let Some(events) = &committed.events else { return false };
-        if committed.histories != self.live.bulletin.histories() {
+        if committed.basis != self.live.basis() {
             return false;
         }
         let seen_already = events.last().is_some_and(|event| event.version <= self.live.tail.head());
@@ -215,15 +237,21 @@ impl Relay {
         // head in its answer means that the database has lost something.
         let tail_head = live.tail.head();
         let state = deadline(limits::RELAY_LOOK_MS, events::store_state(connection)).await?;
+        let tail_start = (state.head - limits::TAIL_PRELOAD_EVENTS).max(state.oldest - 1);
         if *live.bulletin.epoch() != *state.epoch || state.head < tail_head {
             if tail_head > 0 {
                 tracing::warn!(head = state.head, known = tail_head, epoch = %state.epoch, "the database holds another history than before; readers are told");
             }
-            live.cards.clear();
+            live.cards.clear(state.erasures);
             live.committed_head.store(0, Ordering::Release);
-            live.tail.reset((state.head - limits::TAIL_PRELOAD_EVENTS).max(state.oldest - 1));
+            live.tail.reset(tail_start);
             // After the reset: who reads the new name must not find the old tail.
             live.bulletin.change_history(&state.epoch);
+        } else if state.erasures != live.cards.erasures() {
+            let sessions = erasures::sessions_since(connection, live.cards.erasures()).await?;
+            live.cards.take_erasures(connection, state.erasures, &sessions).await?;
+            // What this erased is at or below the head, so whatever else comes into the tail is not.
+            live.tail.reset(tail_start);
         }
         // Who reads on from before it is told so by the table (41000).
         live.tail.forget_before(state.oldest);

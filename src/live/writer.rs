@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::relay::{Committed, Live};
+use super::relay::{Basis, Committed, Live};
 use crate::{
     desk::{
         SessionReply,
@@ -126,7 +126,7 @@ impl From<sqlx::Error> for BatchError<'_> {
 struct Unanswered<'a> {
     decision: Decision<'a>,
     backend: Backend,
-    histories: u64,
+    basis: Basis,
     epoch: Arc<str>,
 }
 
@@ -223,8 +223,8 @@ impl WriterTask {
                     metrics::counter!("deskfeed_unknown_commits_total").increment(1);
                     match self.find_outcome(&unanswered).await {
                         Outcome::Committed(appended_at) => {
-                            let Unanswered { decision, histories, .. } = *unanswered;
-                            return Ok(self.hand_over(decision, histories, appended_at));
+                            let Unanswered { decision, basis, .. } = *unanswered;
+                            return Ok(self.hand_over(decision, basis, appended_at));
                         }
                         // To know this may have taken a while; it is worth another try.
                         Outcome::Aborted => {
@@ -252,17 +252,12 @@ impl WriterTask {
 
     /// Tells the relay what is committed, and gives the answers. The relay may be busy: then it will
     /// see for itself.
-    fn hand_over(
-        &self,
-        decision: Decision<'_>,
-        histories: u64,
-        appended_at: DateTime<Utc>,
-    ) -> Vec<Result<Reply, Fault>> {
+    fn hand_over(&self, decision: Decision<'_>, basis: Basis, appended_at: DateTime<Utc>) -> Vec<Result<Reply, Fault>> {
         if let Some((first, last)) = decision.ledger.versions() {
             metrics::counter!("deskfeed_append_events_total").increment(u64::try_from(last - first + 1).unwrap_or(0));
             self.live.note_committed(last);
             let events = decision.ledger.shown(&self.live.cards, appended_at);
-            if self.committed.try_send(Committed { histories, events }).is_err() {
+            if self.committed.try_send(Committed { basis, events }).is_err() {
                 self.live.hint();
             }
         }
@@ -270,24 +265,24 @@ impl WriterTask {
     }
 
     async fn try_commit<'a>(&mut self, commands: &[&'a Command]) -> Result<Vec<Result<Reply, Fault>>, BatchError<'a>> {
-        let histories = self.live.bulletin.histories();
+        let basis = self.live.basis();
         if self.link.is_none() {
             self.known = None;
             let mut connection = self.live.db.connect(Purpose::Appends).await?;
             let backend = deadline(limits::DB_ACQUIRE_MS, appends::backend(&mut connection)).await?;
             self.link = Some(Link { connection, backend });
         }
-        if let Some(replies) = self.append_at_once(commands, histories).await? {
+        if let Some(replies) = self.append_at_once(commands, basis).await? {
             return Ok(replies);
         }
-        self.append_under_lock(commands, histories).await
+        self.append_under_lock(commands, basis).await
     }
 
     /// In one round trip, if what we remember reaches and still holds. None: nothing was done.
     async fn append_at_once<'a>(
         &mut self,
         commands: &[&'a Command],
-        histories: u64,
+        basis: Basis,
     ) -> Result<Option<Vec<Result<Reply, Fault>>>, BatchError<'a>> {
         let live = Arc::clone(&self.live);
         let (Some(link), Some(known)) = (&mut self.link, self.known.as_ref().filter(|known| known.is_trusted)) else {
@@ -306,14 +301,14 @@ impl WriterTask {
         match written {
             Ok(Some(appended_at)) => {
                 self.known = Known::after(self.known.take(), None, &mut decision);
-                Ok(Some(self.hand_over(decision, histories, appended_at)))
+                Ok(Some(self.hand_over(decision, basis, appended_at)))
             }
             Ok(None) => {
                 metrics::counter!("deskfeed_append_misses_total").increment(1);
                 Ok(None)
             }
             Err(error) if appends::is_refusal(&error) => Err(BatchError::BeforeCommit(error)),
-            Err(error) => Err(unanswered(&live, error, decision, link.backend, histories)),
+            Err(error) => Err(unanswered(&live, error, decision, link.backend, basis)),
         }
     }
 
@@ -321,7 +316,7 @@ impl WriterTask {
     async fn append_under_lock<'a>(
         &mut self,
         commands: &[&'a Command],
-        histories: u64,
+        basis: Basis,
     ) -> Result<Vec<Result<Reply, Fault>>, BatchError<'a>> {
         let live = Arc::clone(&self.live);
         let Some(link) = &mut self.link else { return Err(sqlx::Error::PoolClosed.into()) };
@@ -356,9 +351,9 @@ impl WriterTask {
         match ended {
             Ok(()) => {
                 self.known = Known::after(self.known.take(), Some(&standing), &mut decision);
-                Ok(self.hand_over(decision, histories, appended_at))
+                Ok(self.hand_over(decision, basis, appended_at))
             }
-            Err(error) => Err(unanswered(&live, error, decision, link.backend, histories)),
+            Err(error) => Err(unanswered(&live, error, decision, link.backend, basis)),
         }
     }
 
@@ -382,10 +377,10 @@ fn unanswered<'a>(
     error: sqlx::Error,
     decision: Decision<'a>,
     backend: Backend,
-    histories: u64,
+    basis: Basis,
 ) -> BatchError<'a> {
     let epoch = live.bulletin.epoch();
-    BatchError::AtCommit(error, Box::new(Unanswered { decision, backend, histories, epoch }))
+    BatchError::AtCommit(error, Box::new(Unanswered { decision, backend, basis, epoch }))
 }
 
 async fn ask(live: &Live, unanswered: &Unanswered<'_>, proof: &Proof) -> Result<Outcome, sqlx::Error> {

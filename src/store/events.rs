@@ -49,6 +49,8 @@ pub struct StoreState {
     pub oldest: i64,
     pub epoch: String,
     pub revocations: i64,
+    /// The newest erasure; 0 when there is none.
+    pub erasures: i64,
 }
 
 /// Events of a feed after a version, oldest first.
@@ -325,17 +327,18 @@ async fn last_messages(connection: &mut PgConnection, events: &[EventRow]) -> Re
 /// # Errors
 /// When the database cannot be read, or is a standby (which has no timeline of its own).
 pub async fn store_state(connection: &mut PgConnection) -> Result<StoreState> {
-    let (head, oldest, epoch, revocations): (i64, i64, String, i64) = sqlx::query_as(
+    let (head, oldest, epoch, revocations, erasures): (i64, i64, String, i64, i64) = sqlx::query_as(
         "/* events.store_state */
          select greatest(coalesce((select max(version) from events), 0), oldest_version - 1),
                 oldest_version,
                 left(md5(history::text || system_identifier::text || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)), 16),
-                revocations
+                revocations,
+                coalesce((select max(erasure) from erasures), 0)
          from store, pg_control_system()",
     )
     .fetch_one(connection)
     .await?;
-    Ok(StoreState { head, oldest, epoch, revocations })
+    Ok(StoreState { head, oldest, epoch, revocations, erasures })
 }
 
 /// The version after which every event was appended at or after `time`.

@@ -206,3 +206,93 @@ async fn a_connection_that_was_made_before_the_stop_gets_its_answer() {
     };
     tokio::join!(stop, ask);
 }
+
+/// A token's text, for requests that are written by hand.
+async fn token_text(desk: &TestDesk, agent: &str) -> String {
+    let made = desk.admin.post("/admin/token", json!({"Role": "agent", "Subject": agent})).await.ok();
+    made["Token"].as_str().expect("a text").to_owned()
+}
+
+fn by_hand(path: &str, token: &str, more: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: desk\r\nAuthorization: Bearer {token}\r\n{more}\r\n")
+}
+
+/// Reads until all of `wanted` have come, in this order.
+async fn read_until(stream: &mut TcpStream, wanted: &[&str]) -> String {
+    let mut text = String::new();
+    let has_all = |text: &str| {
+        let mut rest = text;
+        wanted.iter().all(|part| rest.split_once(part).is_some_and(|(_, after)| (rest = after, true).1))
+    };
+    while !has_all(&text) {
+        let mut bytes = [0; 4096];
+        let count = timeout(PATIENCE, stream.read(&mut bytes)).await.unwrap_or_else(|_| panic!("only {text:?}"));
+        let count = count.expect("no reset");
+        assert!(count > 0, "it ends after {text:?}");
+        text.push_str(std::str::from_utf8(&bytes[..count]).expect("text"));
+    }
+    text
+}
+
+#[tokio::test]
+async fn a_parked_poll_shares_its_connection_with_requests_before_and_after_it() {
+    let desk = TestDesk::start().await;
+    let (ann, web) = (desk.agent("ann").await, desk.gateway("web").await);
+    let token = token_text(&desk, "ann").await;
+    web.open_to("s1", "ann").await.ok();
+    let head = ann.query("a=0&wait=0").await.next();
+    let mut stream = TcpStream::connect(desk.replicas[0].address()).await.expect("it listens");
+    let (health, poll) =
+        (by_hand("/healthz", &token, ""), by_hand(&format!("/message/query?a={head}&wait=60"), &token, ""));
+    // All at once: what comes after the poll is read while it waits.
+    stream.write_all(format!("{health}{poll}{health}").as_bytes()).await.expect("it is taken");
+    let first = read_until(&mut stream, &["HTTP/1.1 200 OK", "\r\n\r\nok\n"]).await;
+    assert_eq!(first.matches("HTTP/1.1").count(), 1, "the poll has nothing to tell yet: {first}");
+    web.send("s1", "the first text").await.ok();
+    let rest = read_until(&mut stream, &["\"the first text\"", "HTTP/1.1 200 OK", "\r\n\r\nok\n"]).await;
+    assert_eq!(rest.matches("HTTP/1.1").count(), 2, "{rest}");
+    assert!(rest.contains("\r\ndate: ") && rest.contains("\r\ncontent-type: application/json"), "{rest}");
+
+    // The connection goes on: another poll that waits, one at once, a fault, and one that is to be the last.
+    for (number, content) in [(1, "the second text"), (2, "the third text")] {
+        let poll = by_hand(&format!("/message/query?a={}&wait=60", head + number), &token, "");
+        let (answer, _) = tokio::join!(
+            async {
+                stream.write_all(poll.as_bytes()).await.expect("it is taken");
+                read_until(&mut stream, &[content]).await
+            },
+            web.send("s1", content)
+        );
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+    stream.write_all(by_hand("/message/query?a=99&wait=60", &token, "").as_bytes()).await.expect("it is taken");
+    read_until(&mut stream, &["HTTP/1.1 410 ", "41001"]).await;
+    let last = by_hand(&format!("/message/query?a={}&wait=1", head + 3), &token, "Connection: close\r\n");
+    stream.write_all(last.as_bytes()).await.expect("it is taken");
+    let mut answer = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("it ends").expect("no reset");
+    assert!(answer.contains("connection: close") && answer.ends_with("\r\n\r\n[]"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_frees_its_poll() {
+    let desk = TestDesk::with(1, &["--polls-per-token", "1"]).await;
+    desk.agent("ann").await;
+    let token = token_text(&desk, "ann").await;
+    let ann = Client::new(&desk.base(0), &token);
+    let mut stream = TcpStream::connect(desk.replicas[0].address()).await.expect("it listens");
+    let poll = by_hand("/message/query?a=0&wait=60", &token, "");
+    stream.write_all(poll.as_bytes()).await.expect("it is taken");
+    let until = tokio::time::Instant::now() + PATIENCE;
+    // Until it is parked, others get through; one of them may have been in its way.
+    while finish(ann.request(Method::GET, "/message/query?a=0&wait=0")).await.expect("an answer").status == 200 {
+        assert!(tokio::time::Instant::now() < until, "it is never parked");
+        if stream.try_read(&mut [0; 4096]).is_ok() {
+            stream.write_all(poll.as_bytes()).await.expect("it is taken");
+        }
+    }
+    drop(stream);
+    while finish(ann.request(Method::GET, "/message/query?a=0&wait=0")).await.expect("an answer").status != 200 {
+        assert!(tokio::time::Instant::now() < until, "the poll of a client that is gone goes on");
+    }
+}

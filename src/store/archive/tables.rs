@@ -52,7 +52,7 @@ pub const STORE: &Table = &TABLES[TABLES.len() - 1];
 
 /// All tables, in an order in which each refers only to those before it. (Events refer to others,
 /// but without foreign keys.)
-pub const TABLES: [Table; 10] = [
+pub const TABLES: [Table; 11] = [
     Table {
         name: "events",
         columns: &[
@@ -137,6 +137,20 @@ pub const TABLES: [Table; 10] = [
             column("from_image", Type::Text),
         ],
         order: "session_key",
+    },
+    Table {
+        name: "erasures",
+        columns: &[
+            column("erasure", Type::Int8),
+            column("erased_at", Type::Time),
+            column("session_key", Type::Int8),
+            column("through_version", Type::Int8),
+            column("messages", Type::Int4),
+            column("asked", Type::Int2),
+            column("asked_id", Type::Text),
+            column("erased_by", Type::Text),
+        ],
+        order: "erasure",
     },
     Table {
         name: "acks",

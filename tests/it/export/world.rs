@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use deskfeed::store::erasures::{self, Asked};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::{Instant, sleep};
@@ -57,8 +58,8 @@ pub struct World {
 }
 
 impl World {
-    /// Sessions in every state, messages of every kind, acknowledgements with gaps, tokens revoked
-    /// and not.
+    /// Sessions in every state, one of them erased, messages of every kind, acknowledgements with gaps,
+    /// tokens revoked and not.
     pub async fn start(name: &str) -> Self {
         let desk = TestDesk::start().await;
         let (ann, bob) = (desk.agent("ann").await, desk.agent("bob").await);
@@ -90,6 +91,11 @@ impl World {
         }
         web.open("queued").await.ok();
         web.send_id("queued", "q1", "anybody?").await.ok();
+        let erased = Asked::Session("moved".to_owned());
+        let mut sql = desk.sql().await;
+        for part in erasures::divide(&erasures::find(&mut sql, &erased).await.expect("the session")) {
+            erasures::erase(&mut sql, &erased, &part).await.expect("it is erased");
+        }
         ann.query("wait=0&c=1,3,9-12").await.ok();
         bob.query("wait=0").await.ok();
         Self { desk, ann, bob, web, folder: Folder::new(name) }

@@ -36,6 +36,7 @@ pub const OWNER: &str = "deskfeed_owner";
 pub const APPLICATION: &str = "deskfeed_app";
 pub const READONLY: &str = "deskfeed_readonly";
 pub const MONITOR: &str = "deskfeed_monitor";
+pub const ERASER: &str = "deskfeed_eraser";
 /// On a test server; the same for all of them.
 pub const PASSWORD: &str = "of-the-tests";
 
@@ -140,6 +141,19 @@ fn server() -> &'static str {
 
 /// Where the private server's programs are, if there is one.
 static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+
+/// The folder of a server's own programs, `pg_ctl` and `pg_basebackup` too: of `DESKFEED_PG_BIN`, else the
+/// newest that is installed.
+pub fn server_programs() -> PathBuf {
+    let asked = std::env::var_os("DESKFEED_PG_BIN").map(PathBuf::from);
+    let mut folders: Vec<PathBuf> = asked.iter().flat_map(|folder| [folder.clone(), folder.join("bin")]).collect();
+    let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut installed: Vec<PathBuf> = installed.map(|version| version.path().join("bin")).collect();
+    installed.sort();
+    folders.extend(installed.into_iter().rev());
+    let found = folders.into_iter().find(|folder| folder.join("pg_ctl").is_file());
+    found.expect("pg_ctl is there (Debian: the package postgresql; else name its folder by DESKFEED_PG_BIN)")
+}
 
 /// A psql: of the PATH, of an installed PostgreSQL, or of the private server's programs.
 fn psql() -> PathBuf {
@@ -336,7 +350,7 @@ async fn make_roles(url: &str) {
     let script = include_str!("../../../deploy/roles.sql");
     let (plain, _for_psql) = script.split_once("\n-- ---- from here on").expect("the part that needs psql");
     sqlx::raw_sql(plain).execute(&mut connection).await.expect("the tests' role may make roles");
-    for role in [OWNER, APPLICATION, READONLY, MONITOR] {
+    for role in [OWNER, APPLICATION, READONLY, MONITOR, ERASER] {
         // Where the tests' role is no superuser it must be able to do what these are kept from.
         let sql = format!(
             "do $$ begin

@@ -1,0 +1,55 @@
+//! `deskfeed epoch`: what `Feed-Epoch` is, and a new one after a restore.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+
+use super::database::{Database, check_schema, connect};
+use crate::{
+    config::DatabaseArgs,
+    store::{events, history, pool::Db},
+};
+
+#[derive(Debug, Args)]
+pub struct EpochArgs {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    /// Without one: show.
+    #[command(subcommand)]
+    command: Option<EpochCommand>,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum EpochCommand {
+    /// Prints the epoch.
+    Show,
+    /// Gives the store a new epoch: after every restore, so that readers who followed what is lost
+    /// are told so (41001). Services that run notice by themselves.
+    Renew,
+}
+
+pub async fn run(args: &EpochArgs) -> anyhow::Result<ExitCode> {
+    let database = Database::borrow(&args.database).await?;
+    let done = run_on(args, &database.url).await;
+    database.stop().await?;
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+async fn run_on(args: &EpochArgs, url: &str) -> anyhow::Result<()> {
+    let db = Db::new(url, 1)?;
+    let mut connection = connect(&db).await?;
+    check_schema(&mut connection).await?;
+    let state = events::store_state(&mut connection).await.context("the store cannot be read; ask the primary")?;
+    match args.command {
+        None | Some(EpochCommand::Show) => println!("{}", state.epoch),
+        Some(EpochCommand::Renew) => {
+            history::rename(&mut connection)
+                .await
+                .context("the epoch cannot be changed; log in as the role that owns the tables")?;
+            let renewed = events::store_state(&mut connection).await?.epoch;
+            println!("Feed-Epoch was {} and is {renewed} now; the newest version is {}.", state.epoch, state.head);
+        }
+    }
+    Ok(())
+}
