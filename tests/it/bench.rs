@@ -79,7 +79,9 @@ async fn the_reading_jobs_give_their_figures_and_every_reader_gets_what_was_sent
     for walk in ["a, 100 a page, tail", "a, 1,000 a page, cold", "b, 1,000 a page, cold"] {
         assert!(value(&printed, "pages", &format!("5,000 events: {walk}, 1 reader"), "throughput") > 0.0, "{walk}");
     }
-    assert!(value(&printed, "parked", "100 parked", "memory per poll") > 0.0);
+    // A hundred polls are less than what a service that has just begun gives back.
+    assert!(value(&printed, "parked", "100 parked", "memory per poll") < 1000.0);
+    assert!((value(&printed, "parked", "100 parked", "held at once") - 100.0).abs() < 0.5);
     assert!(value(&printed, "restart", "50 clients", "messages meanwhile") > 0.0);
     assert!(value(&printed, "growth", "last / first", "append") > 0.0);
 }
