@@ -36,5 +36,6 @@ mod schema;
 mod seed_flows;
 mod send;
 mod session;
+mod sizes;
 mod support;
 mod tokens;
