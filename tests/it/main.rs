@@ -38,5 +38,6 @@ mod schema;
 mod seed_flows;
 mod send;
 mod session;
+mod sizes;
 mod support;
 mod tokens;
