@@ -10,6 +10,7 @@ do $grants$ begin
 if to_regrole('deskfeed_app') is not null then
     revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, erasable, erasures, acks from deskfeed_app;
     revoke all on sequence session_changes from deskfeed_app;
+    revoke all on function make_partitions_ahead(integer) from deskfeed_app;
     grant select on _sqlx_migrations to deskfeed_app;
     -- Counts revocations; the rest of the row is the owner's.
     grant select, update (revocations) on store to deskfeed_app;
@@ -25,7 +26,10 @@ if to_regrole('deskfeed_app') is not null then
     grant select, insert, update (closed_at, assigned_version, last_op_version, owner_key, last_op_by, last_op_to, status, last_op) on sessions to deskfeed_app;
     grant select, usage on sequence session_changes to deskfeed_app;
     -- Never update, delete or truncate: events are history.
+    -- Through the table alone: its partitions are nobody's but the owner's.
     grant select, insert on events to deskfeed_app;
+    -- Makes the partitions to come, with the owner's rights.
+    grant execute on function make_partitions_ahead(integer) to deskfeed_app;
     grant select on messages to deskfeed_app;
     grant select on erasures to deskfeed_app;
     -- Ranges grow together: the ones in between go.

@@ -1,7 +1,9 @@
--- What: the events of all feeds in one order, messages among them, and the function that appends.
--- Locks: none that matter; all is new.
+-- What: the events of all feeds in one order, messages among them, in partitions by version; the
+--       functions that make partitions, append, and move the oldest version that is kept.
+-- Locks: the row of store, for a moment; all else is new.
 -- Reversible: no; this is the history.
--- Size: about 540 bytes per message of 300 bytes and 140 bytes per other event, indexes included.
+-- Size: about 540 bytes per message of 300 bytes and 140 bytes per other event, indexes included; an
+--       empty partition has 100 kB.
 --
 -- Narrower than squawk likes, on purpose: keys as in 0002, a number within one session, and codes that a
 -- check names. Forty bytes less in every row.
@@ -34,29 +36,19 @@ create table events (
         case when content is null then author_key = 0 and id is null and id_text is null
              else type = 1 and author_key <> 0 and (id is null) <> (id_text is null)
         end)
-);
+) partition by range (version);
 
 -- Every read of a feed is a scan of one to three ranges of this index, one for
 -- each type, merged. (feed_key, version) would serve all types a little faster,
 -- but make a rare type scan its whole feed; both would cost every append twice.
 create index events_by_feed on events (feed_key, type, version);
 
--- A session's messages, in their order.
-create unique index message_seq_is_unique on events (session_key, message_seq) where content is not null;
-
--- Most Ids are UUIDs: 16 bytes instead of 37, in the row and in the index.
-create unique index message_id_is_unique on events (id) where id is not null;
-create unique index message_id_text_is_unique on events (id_text) where id_text is not null;
+-- A session's messages, in their order. By version and not by their number in the session, which
+-- is the same order: so the newest are in the last partitions, and a search for them ends there.
+create index messages_by_session on events (session_key, version) where content is not null;
 
 -- Finds the AddSession that a message's Id acknowledges. Small: one in ten events.
 create index events_adding_a_session on events (session_key, message_seq) where type = 0;
-
--- Insert-only: vacuum early and freeze at once, so that the visibility map is
--- fresh and no wraparound vacuum ever has the whole table to read.
-alter table events set (
-    autovacuum_vacuum_insert_scale_factor = 0.02,
-    autovacuum_freeze_min_age = 0
-);
 
 comment on table events is 'What happened on each feed. Append-only, enforced for everyone; only content may be erased.';
 comment on column events.version is 'The event''s number: dense (1, 2, 3 and so on), given under append_lock in commit order.';
@@ -66,7 +58,7 @@ comment on column events.id is 'Message: its Id when that is a UUID in its usual
 comment on column events.feed_key is 'The feed it belongs to; 0 for a message that came while its session was queued: nobody is told of it until the session''s AddSession brings it.';
 comment on column events.profile_key is 'The agent it tells of, as the agent was then; 0 for none.';
 comment on column events.author_key is 'Message: feed of the gateway or agent that sent it. 0 for events without content.';
-comment on column events.message_seq is 'Message: the message''s number in its session (1, 2, 3 and so on without gaps). AddSession: the last message that came with it (at most 20 are shown), 0 for none. DelSession: 0.';
+comment on column events.message_seq is 'Message: the message''s number in its session (1, 2, 3 and so on without gaps; it begins anew when none of the session''s messages is kept). AddSession: the last message that came with it (at most 20 are shown), 0 for none. DelSession: 0.';
 comment on column events.type is '0 AddSession, 1 Message, 2 DelSession.';
 comment on column events.reason is 'Of a DelSession: 1 closed, 2 transferred, 3 released. Else 0.';
 comment on column events.message_type is 'Message: 0 received from the customer, 1 sent by an agent. Else 0.';
@@ -84,7 +76,7 @@ comment on view messages is 'Messages, numbered within their session: the events
 comment on column messages.session_key is 'The session.';
 comment on column messages.created_at is 'When the append that brought it was made (the database''s clock).';
 comment on column messages.version is 'Version of the Message event in the owner''s feed (an agent''s message has another event, version + 1, in the gateway''s feed); 0 when it came while the session was queued.';
-comment on column messages.seq is 'Number within the session: 1, 2, 3 and so on without gaps.';
+comment on column messages.seq is 'Number within the session: 1, 2, 3 and so on without gaps; it begins anew when none of the session''s messages is kept.';
 comment on column messages.author_key is 'Feed of the gateway or agent that sent it.';
 comment on column messages.type is '0 received from the customer, 1 sent by an agent.';
 comment on column messages.content_type is '0 text, 1 URL of an image.';
@@ -116,6 +108,96 @@ create trigger events_change_in_content_only
 alter table events enable always trigger events_are_kept;
 alter table events enable always trigger events_change_in_content_only;
 
+create function event_partitions() returns table (name text, first_version bigint, end_version bigint, detaching boolean)
+language sql stable set search_path = public, pg_temp as $$
+    select c.relname::text, substring(bound from 'FROM \(''?(\d+)')::bigint,
+           coalesce(substring(bound from 'TO \(''?(\d+)')::bigint, 9223372036854775807), i.inhdetachpending
+    from pg_inherits i
+    join pg_class c on c.oid = i.inhrelid
+    cross join lateral pg_get_expr(c.relpartbound, c.oid) bound
+    where i.inhparent = 'events'::regclass and bound like 'FOR VALUES FROM%'
+    order by 2
+$$;
+
+comment on function event_partitions() is 'The partitions of events: first version, first version after it, and whether it was begun to be detached.';
+
+-- A partition is made apart and then attached: that way nobody who reads or appends waits, because of
+-- events itself it takes a lock that they do not mind (SHARE UPDATE EXCLUSIVE). What is attached is
+-- empty, so there is nothing to look through, and no check constraint that would spare the look.
+--
+-- A unique index of a partitioned table must contain its key, the version, and so could not keep Ids
+-- unique. The indexes on Ids are each partition's own. Within a partition they refuse an Id that is
+-- there already. Across partitions the lock does: whoever appends has looked for the Ids that clients
+-- gave in all partitions, and append_events() appends only if no event has been appended since; so
+-- what was not there then is not there now. Ids that the service makes are new by their making, and
+-- are not looked for.
+create function make_partitions(first_version bigint, last_version bigint) returns integer
+language plpgsql set search_path = public, pg_temp as $$
+declare
+    width  bigint;
+    begins bigint;
+    name   text;
+    made   integer := 0;
+begin
+    -- Two who make partitions at once: the second waits here, and then finds them made.
+    lock table only events in share update exclusive mode;
+    select partition_width into width from store;
+    begins := greatest((select max(end_version) from event_partitions()), first_version - (first_version - 1) % width);
+    while begins <= last_version loop
+        name := 'events_' || begins;
+        -- Insert-only: vacuum early and freeze at once, so that the visibility map is
+        -- fresh and no wraparound vacuum ever has a whole partition to read.
+        execute format('create table %I (like events including constraints including indexes including comments)
+            with (autovacuum_vacuum_insert_scale_factor = 0.02, autovacuum_freeze_min_age = 0)', name);
+        -- Most Ids are UUIDs: 16 bytes instead of 37, in the row and in the index.
+        execute format('create unique index %I on %I (id) where id is not null', name || '_id_is_unique', name);
+        execute format('create unique index %I on %I (id_text) where id_text is not null', name || '_id_text_is_unique', name);
+        -- For statements that name the partition itself.
+        execute format('create trigger events_are_kept before delete or truncate on %I
+            for each statement execute function refuse_change()', name);
+        execute format('create trigger events_change_in_content_only
+            before update of version, created_at, session_key, id, feed_key, profile_key, author_key, message_seq, type, reason,
+                             message_type, content_type, id_text on %I
+            for each statement execute function refuse_change()', name);
+        execute format('alter table %I enable always trigger events_are_kept, enable always trigger events_change_in_content_only', name);
+        execute format('alter table events attach partition %I for values from (%s) to (%s)', name, begins, begins + width);
+        execute format('comment on table %I is %L', name, format('Events from version %s to %s.', begins, begins + width - 1));
+        begins := begins + width;
+        made := made + 1;
+    end loop;
+    update store set partitions_end = begins where partitions_end <> begins;
+    return made;
+end
+$$;
+
+comment on function make_partitions(bigint, bigint) is 'Makes the partitions of events that are missing for these versions, and gives how many. The owner''s.';
+
+-- Called by every replica when it starts and then regularly, and by an append that finds no room.
+create function make_partitions_ahead(events integer default 0) returns integer
+language plpgsql security definer set search_path = public, pg_temp as $$
+declare
+    head bigint;
+    last bigint;
+begin
+    select greatest(coalesce((select max(e.version) from events e), 0), oldest_version - 1) into head from store;
+    -- Two whole partitions beyond the one of the newest event. No more than a batch can need, whoever asks.
+    select head + least(greatest(make_partitions_ahead.events, 0), 20000) + 2 * partition_width into last from store;
+    if (select max(end_version) from event_partitions()) > last
+       and (select partitions_end from store) = (select max(end_version) from event_partitions()) then
+        return 0;
+    end if;
+    return make_partitions(head + 1, last);
+end
+$$;
+
+comment on function make_partitions_ahead(integer) is 'Sees to it that two partitions of events lie ahead of the newest event and so many that are about to be appended; gives how many it made. The service may call it, with the owner''s rights.';
+
+-- Nothing of this is anybody else's; deploy/grants.sql gives the service what it needs.
+revoke execute on function make_partitions(bigint, bigint), make_partitions_ahead(integer) from public;
+
+-- Room for the first events, and two partitions ahead of them.
+do $$ begin perform make_partitions_ahead(1); end $$;
+
 -- Appending is one call, so that a batch of messages costs one round trip and the lock is held for
 -- no longer than the server needs. The caller has decided on what it knows of the store: if that
 -- is no longer so (another replica has appended, a session has changed), nothing happens and null
@@ -129,32 +211,112 @@ create function append_events(
 ) returns timestamptz
 language plpgsql as $$
 declare
-    found_head    bigint;
-    found_changes bigint;
-    appended_at   timestamptz;
+    oldest      bigint;
+    room        bigint;
+    changes     bigint;
+    newest      bigint;
+    appended_at timestamptz;
 begin
     lock table append_lock in exclusive mode;
-    select greatest(coalesce((select max(version) from events), 0), oldest_version - 1),
-           (select last_value from session_changes),
-           greatest(coalesce(at, clock_timestamp()), (select created_at from events order by version desc limit 1))
-    into found_head, found_changes, appended_at
-    from store;
-    if found_head <> expected_head or found_changes <> expected_changes then
+    select oldest_version, partitions_end, (select last_value from session_changes) into oldest, room, changes from store;
+    -- From where the newest event should be: no partition before that is looked at.
+    select version, created_at into newest, appended_at from events
+    where version >= expected_head order by version desc limit 1;
+    if greatest(newest, oldest - 1) <> expected_head or changes <> expected_changes then
         return null;
+    end if;
+    appended_at := greatest(coalesce(at, clock_timestamp()), appended_at);
+    if expected_head + cardinality(session_keys) >= room then
+        -- Partitions are made long before they are needed; but for want of one no append fails.
+        perform make_partitions_ahead(cardinality(session_keys));
     end if;
     insert into events (version, created_at, session_key, feed_key, profile_key, author_key, message_seq,
                         type, reason, message_type, content_type, id, id_text, content)
-    select found_head + position, appended_at, session_key, feed_key, profile_key, author_key, message_seq,
+    select expected_head + position, appended_at, session_key, feed_key, profile_key, author_key, message_seq,
            type, reason, message_type, content_type, id, id_text, content
     from unnest(session_keys, feed_keys, profile_keys, author_keys, message_seqs,
                 types, reasons, message_types, content_types, ids, id_texts, contents) with ordinality
         e (session_key, feed_key, profile_key, author_key, message_seq,
            type, reason, message_type, content_type, id, id_text, content, position);
     if notify then
-        perform pg_notify('deskfeed', (found_head + cardinality(session_keys))::text);
+        perform pg_notify('deskfeed', (expected_head + cardinality(session_keys))::text);
     end if;
     return appended_at;
 end
 $$;
 
 comment on function append_events is 'Appends events if the newest version and the count of session_changes are as expected, and gives their time; else gives null and does nothing.';
+
+-- A customer's message that came while its session was queued is told to nobody until the AddSession
+-- that brings it: as long as that is to come, or is among the events that are kept, so is the message.
+create function sessions_in_need_of_events_before(version bigint) returns table (session_id text, since timestamptz)
+language sql stable set search_path = public, pg_temp as $$
+    select s.session_id, m.created_at
+    from sessions s
+    cross join lateral (
+        select e.version, e.created_at, e.message_seq from events e
+        where e.session_key = s.session_key and e.content is not null and e.feed_key = 0
+          and e.version < sessions_in_need_of_events_before.version
+        order by e.version desc limit 1
+    ) m
+    where s.status in (0, 1)
+      and not exists (
+          select from events a
+          where a.session_key = s.session_key and a.type = 0 and a.message_seq >= m.message_seq
+            and a.version > m.version and a.version < sessions_in_need_of_events_before.version
+      )
+    order by m.created_at
+$$;
+
+comment on function sessions_in_need_of_events_before(bigint) is 'Sessions that are not closed and have messages before this version of which their agent has not been told before it.';
+
+-- The first half of retention. The other half is to detach the partitions, for which no transaction
+-- will do; whatever becomes of that, readers have been told by then that those events are gone.
+create function keep_events_from(first_kept bigint) returns bigint
+language plpgsql set search_path = public, pg_temp as $$
+declare
+    oldest  bigint;
+    kept    bigint := first_kept;
+    waiting text;
+begin
+    -- Nothing is appended or assigned meanwhile.
+    lock table append_lock in exclusive mode;
+    select oldest_version into oldest from store;
+    if first_kept <= oldest then
+        return oldest;
+    end if;
+    if not exists (select from event_partitions() p where p.first_version = first_kept) then
+        raise exception 'no partition of events begins with version %', first_kept;
+    end if;
+    if first_kept >= (select coalesce(max(e.version), 0) from events e) then
+        raise exception 'the partition of the newest event is kept';
+    end if;
+    select string_agg(s.session_id, ', ') into waiting
+    from (select * from sessions_in_need_of_events_before(first_kept) limit 5) s;
+    if waiting is not null then
+        raise exception 'sessions have messages before version % that no agent has been told of: %', first_kept, waiting
+            using hint = 'Wait until they are assigned, or close them.';
+    end if;
+    -- The second event of an agent's message shows the content of the first, the one before it, and goes with it.
+    if exists (select from events e where e.version = first_kept and e.type = 1 and e.content is null) then
+        kept := first_kept + 1;
+    end if;
+    update store set oldest_version = kept;
+    -- There is nothing left to acknowledge before it: what lies between ranges there would be looked through in vain.
+    perform from feeds order by feed_key for no key update;
+    with gone as (
+        delete from acks where acks.first_version > 0 and acks.first_version <= kept
+        returning acks.feed_key, acks.type, acks.last_version
+    )
+    update acks a
+    set last_version = greatest(a.last_version, kept - 1, (select max(g.last_version) from gone g where g.feed_key = a.feed_key and g.type = a.type))
+    where a.first_version = 0 and (a.last_version < kept - 1 or exists (select from gone g where g.feed_key = a.feed_key and g.type = a.type));
+    -- Every replica looks at once.
+    perform pg_notify('deskfeed', 'oldest ' || kept);
+    return kept;
+end
+$$;
+
+comment on function keep_events_from(bigint) is 'Moves the oldest version that is kept to the beginning of a partition, and gives it; readers behind it are answered 41000 from then on. Refuses to where events are still needed. The owner''s.';
+
+revoke execute on function keep_events_from(bigint), sessions_in_need_of_events_before(bigint) from public;

@@ -29,6 +29,7 @@ use crate::{
             tables::{EVENTS, STORE, TABLES, Table},
         },
         events::StoreState,
+        partitions,
         pool::Db,
     },
 };
@@ -85,6 +86,7 @@ async fn run_on((mut reader, end): (Reader, End), database: &Database) -> anyhow
             used.join(", ")
         );
     }
+    partitions::make(&mut connection, end.oldest, end.head).await.context("the partitions cannot be made")?;
     let bar = progress::bar(reader.size()?, Unit::Bytes);
     let counts = copy_all(&mut reader, &mut connection, &bar).await?;
     if counts != end.counts {

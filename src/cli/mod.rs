@@ -12,6 +12,7 @@ pub mod healthcheck;
 pub mod import;
 pub mod migrate;
 pub mod progress;
+pub mod retention;
 pub mod sealed;
 pub mod serve;
 pub mod token;
@@ -69,6 +70,8 @@ enum Command {
     Epoch(epoch::EpochArgs),
     /// Looks at the database: what is wrong, and what to do. Exit code 0: all is well; 1: warnings; 2: critical.
     Doctor(doctor::DoctorArgs),
+    /// Partitions of events: which old ones could go, lets them go, and makes those to come.
+    Retention(retention::RetentionArgs),
     /// Makes, lists and revokes tokens.
     Token(token::TokenArgs),
     /// Asks a running service whether it is ready; for containers. Exit code 0: yes.
@@ -107,6 +110,7 @@ pub fn main() -> ExitCode {
             Command::Erase(args) => erase::run(&args).await,
             Command::Epoch(args) => epoch::run(&args).await,
             Command::Doctor(args) => doctor::run(&args).await,
+            Command::Retention(args) => retention::run(&args).await,
             Command::Token(args) => token::run(&args).await,
             Command::Healthcheck(args) => healthcheck::run(&args).await,
             Command::Openapi => print_openapi(),

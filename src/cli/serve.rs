@@ -30,6 +30,7 @@ use crate::{
         activity::{self, Activity},
         bulletin::Bulletin,
         parked::Parked,
+        partitions,
         poll::Polls,
         relay::{self, Live, Relay},
         tokens::Tokens,
@@ -152,6 +153,8 @@ impl Desk {
             "activity",
             activity::run(Arc::clone(&activity), Arc::clone(&live), writer.clone(), working.stopping().clone()),
         );
+
+        working.spawn("partitions", partitions::run(Arc::clone(&live), working.stopping().clone()));
 
         let parked = Arc::new(Parked::new(args.polls_per_token));
         let app = App::new(Parts {

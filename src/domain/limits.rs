@@ -96,6 +96,14 @@ pub const ACTIVITY_RENEW_S: u64 = 30;
 /// How often a process tries to assign queued sessions without a cause of its own, in milliseconds.
 pub const ASSIGN_SWEEP_MS: u64 = 1_000;
 
+/// How often a process sees to it that partitions lie ahead of the newest event, in milliseconds.
+/// Two of them do, and of the default width they last for minutes at any pace. Making one also has the
+/// plans made anew that were made while the present one was empty.
+pub const PARTITIONS_SWEEP_MS: u64 = 5_000;
+/// How long it then waits for its lock, in milliseconds, and how long before it tries again.
+pub const PARTITIONS_LOCK_MS: u64 = 250;
+pub const PARTITIONS_PAUSE_MS: u64 = 1_000;
+
 /// How long a request waits for PostgreSQL before it is answered 50300, in milliseconds.
 pub const DB_ACQUIRE_MS: u64 = 2_000;
 /// How long one read may take, in milliseconds; the server's own limit (statement_timeout) is shorter.

@@ -15,6 +15,7 @@ pub mod activity;
 pub mod bulletin;
 pub mod hub;
 pub mod parked;
+pub mod partitions;
 pub mod poll;
 pub mod relay;
 pub mod tail;

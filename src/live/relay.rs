@@ -253,6 +253,8 @@ impl Relay {
             // What this erased is at or below the head, so whatever else comes into the tail is not.
             live.tail.reset(tail_start);
         }
+        // Who reads on from before it is told so by the table (41000).
+        live.tail.forget_before(state.oldest);
         live.tokens.catch_up(connection, state.revocations).await?;
         while live.tail.head() < state.head {
             let page = events::read_all(connection, &live.cards, live.tail.head(), limits::RELAY_SCAN_EVENTS).await?;

@@ -102,6 +102,14 @@ impl Tail {
         true
     }
 
+    /// Forgets the events before a version: they are not kept any more.
+    pub fn forget_before(&self, oldest: i64) {
+        let mut inner = self.inner();
+        while inner.low < oldest - 1 && inner.low < inner.head {
+            inner.evict_oldest();
+        }
+    }
+
     /// What a feed has after a version.
     pub fn look(&self, feed: FeedKey, after: i64, types: TypeSet, limit: i64) -> Look {
         let inner = self.inner();
@@ -188,6 +196,20 @@ mod tests {
         assert_eq!(versions(tail.look(FeedKey(0), 15, TypeSet::NONE.with(EventType::Message), 2)), [18, 24]);
         assert!(matches!(tail.look(FeedKey(0), 9, TypeSet::ALL, 100), Look::TooOld));
         assert!(matches!(tail.look(FeedKey(0), 31, TypeSet::ALL, 100), Look::TooNew));
+    }
+
+    #[test]
+    fn it_forgets_what_is_not_kept() {
+        let tail = Tail::with_bytes(1 << 20);
+        tail.reset(0);
+        tail.push(events(1..=25));
+        tail.forget_before(11);
+        tail.forget_before(1);
+        assert!(matches!(tail.look(FeedKey(0), 9, TypeSet::ALL, 100), Look::TooOld));
+        assert_eq!(versions(tail.look(FeedKey(0), 10, TypeSet::ALL, 100)), [12, 15, 18, 21, 24]);
+        tail.forget_before(99);
+        assert_eq!(tail.head(), 25);
+        assert!(tail.push(events(26..=27)));
     }
 
     #[test]

@@ -124,7 +124,10 @@ async fn find_versions(connection: &mut PgConnection, items: &[(i32, &Ack)]) -> 
         "/* acks.find_versions */
          select a.position, e.type, e.version
          from unnest($1::int[], $2::int[], $3::bigint[]) a (position, feed_key, version)
-         join events e on e.version = a.version and e.feed_key = a.feed_key",
+         cross join lateral (
+             select * from events where version >= a.version and version <= a.version order by version limit 1
+         ) e
+         where e.feed_key = a.feed_key",
     )
     .bind(versions.iter().map(|v| v.0).collect::<Vec<i32>>())
     .bind(versions.iter().map(|v| v.1).collect::<Vec<i32>>())

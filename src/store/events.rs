@@ -26,6 +26,8 @@ pub struct Page {
     pub head: i64,
     /// The oldest version still kept.
     pub oldest: i64,
+    /// Whether older events are still there, which were left out.
+    below: bool,
     /// Whether the statement had more to give than was taken: its connection is better closed than
     /// read to the end.
     pub cut: bool,
@@ -56,6 +58,12 @@ pub struct StoreState {
 /// # Errors
 /// When the database cannot be read.
 pub async fn read_after(connection: &mut PgConnection, cards: &Cards, wanted: Wanted, after: i64) -> Result<Page> {
+    let page = read(connection, cards, include_str!("sql/read_after.sql"), wanted, after, Order::Rising).await?;
+    if !page.below {
+        return Ok(page);
+    }
+    // What took room in the page is not kept: its partition is about to be detached.
+    let after = page.oldest - 1;
     read(connection, cards, include_str!("sql/read_after.sql"), wanted, after, Order::Rising).await
 }
 
@@ -154,6 +162,7 @@ struct Rows {
     oldest: i64,
     events: Vec<EventRow>,
     more: bool,
+    below: bool,
     cut: bool,
 }
 
@@ -169,9 +178,13 @@ async fn take_rows(mut stream: impl Stream<Item = Result<PgRow>> + Unpin, limit:
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let header = stream.try_next().await?.ok_or(sqlx::Error::RowNotFound)?;
     let (head, oldest) = (header.try_get(0)?, header.try_get(1)?);
-    let mut rows = Rows { head, oldest, events: Vec::new(), more: false, cut: false };
+    let mut rows = Rows { head, oldest, events: Vec::new(), more: false, below: false, cut: false };
     let mut bytes = 0;
     while let Some(row) = stream.try_next().await? {
+        if row.try_get_unchecked::<i64, _>(0)? < oldest {
+            rows.below = true;
+            continue;
+        }
         if rows.events.len() == limit {
             rows.more = true;
             // It was the last.
@@ -205,7 +218,7 @@ pub(super) fn read_message(row: &PgRow, type_column: &str) -> Result<Message> {
 }
 
 async fn assemble(connection: &mut PgConnection, cards: &Cards, rows: Rows) -> Result<Page> {
-    let Rows { head, oldest, mut events, mut more, cut } = rows;
+    let Rows { head, oldest, mut events, mut more, below, cut } = rows;
     let brought = last_messages(connection, &events).await?;
     if let Some(complete) = brought.complete_events {
         more |= complete < events.len();
@@ -252,7 +265,7 @@ async fn assemble(connection: &mut PgConnection, cards: &Cards, rows: Rows) -> R
             })
         })
         .collect::<Result<Vec<Event>>>()?;
-    Ok(Page { events, more, head, oldest, cut })
+    Ok(Page { events, more, head, oldest, below, cut })
 }
 
 /// The messages that AddSession events brought.
@@ -274,24 +287,30 @@ async fn last_messages(connection: &mut PgConnection, events: &[EventRow]) -> Re
     }
     let positions: Vec<i32> = (0..adding.len()).map(|position| i32::try_from(position).unwrap_or(i32::MAX)).collect();
     let sessions: Vec<i64> = adding.iter().map(|(_, event)| event.session.0).collect();
-    let last: Vec<i32> = adding.iter().map(|(_, event)| event.message_seq).collect();
+    let versions: Vec<i64> = adding.iter().map(|(_, event)| event.version).collect();
     let rows = sqlx::query(include_str!("sql/last_messages.sql"))
         .bind(&positions)
         .bind(&sessions)
-        .bind(&last)
+        .bind(&versions)
         .bind(limits::ADD_SESSION_MESSAGES_MAX)
         .bind(limits::ANSWER_BYTES_MAX_SQL)
         .fetch_all(connection)
         .await?;
-    let mut brought = Brought::default();
+    let (mut brought, mut bytes) = (Brought::default(), 0);
     for row in &rows {
         let position: i32 = row.try_get("position")?;
         let Some((_, event)) = usize::try_from(position).ok().and_then(|position| adding.get(position)) else {
             continue;
         };
-        brought.messages.entry(event.version).or_default().push(Arc::new(read_message(row, "type")?));
+        let message = read_message(row, "type")?;
+        bytes += message.content.len();
+        brought.messages.entry(event.version).or_default().push(Arc::new(message));
     }
-    // The statement stops when it has given enough bytes. The first event always has all its messages.
+    // The statement stops when it has given enough bytes. Before that, what is missing is not kept.
+    if bytes < limits::ANSWER_BYTES_MAX {
+        return Ok(brought);
+    }
+    // The first event always has all its messages.
     for (index, event) in adding.iter().skip(1) {
         let expected = event.message_seq.min(limits::ADD_SESSION_MESSAGES_MAX);
         let given = brought.messages.get(&event.version).map_or(0, Vec::len);

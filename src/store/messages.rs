@@ -68,50 +68,41 @@ pub async fn history(
     before: &Before,
     limit: i64,
 ) -> Result<Option<Vec<Message>>> {
-    let before_seq = match before {
-        Before::Newest => i32::MAX,
-        Before::Message(text) => match seq_before(connection, session, text).await? {
-            Some(seq) => seq,
+    let before_version = match before {
+        Before::Newest => i64::MAX,
+        Before::Message(text) => match version_of(connection, session, text).await? {
+            Some(version) => version,
             None => return Ok(None),
         },
     };
+    // In the order of versions, which is that of the numbers in the session: newer partitions first.
     let rows = sqlx::query(
         "/* messages.history */
-         select type, created_at, content_type, id, id_text, content from messages
-         where session_key = $1 and seq < $2 order by seq desc limit $3",
+         select message_type, created_at, content_type, id, id_text, content from events
+         where session_key = $1 and content is not null and version < $2 order by version desc limit $3",
     )
     .bind(session.0)
-    .bind(before_seq)
+    .bind(before_version)
     .bind(limit)
     .fetch_all(connection)
     .await?;
-    rows.iter().map(|row| read_message(row, "type")).collect::<Result<Vec<Message>>>().map(Some)
+    rows.iter().map(|row| read_message(row, "message_type")).collect::<Result<Vec<Message>>>().map(Some)
 }
 
-async fn seq_before(connection: &mut PgConnection, session: SessionKey, text: &str) -> Result<Option<i32>> {
+/// The version of the event that holds a message, or the number itself.
+async fn version_of(connection: &mut PgConnection, session: SessionKey, text: &str) -> Result<Option<i64>> {
     let id = MessageId::from_text(text.to_owned());
     let (uuid, id_text) = id.columns();
-    let seq: Option<i32> = sqlx::query_scalar(
+    let version: Option<i64> = sqlx::query_scalar(
         "/* messages.history */
-         select seq from messages where id = $1 and session_key = $3
+         select version from events where id = $1 and session_key = $3
          union all
-         select seq from messages where id_text = $2 and session_key = $3",
+         select version from events where id_text = $2 and session_key = $3",
     )
     .bind(uuid)
     .bind(id_text)
     .bind(session.0)
-    .fetch_optional(&mut *connection)
-    .await?;
-    if seq.is_some() {
-        return Ok(seq);
-    }
-    let Ok(version) = text.parse::<i64>() else { return Ok(None) };
-    sqlx::query_scalar(
-        "/* messages.history */
-         select coalesce((select seq from messages where session_key = $1 and version >= $2 order by seq limit 1), 2147483647)",
-    )
-    .bind(session.0)
-    .bind(version)
     .fetch_optional(connection)
-    .await
+    .await?;
+    Ok(version.or_else(|| text.parse().ok()))
 }

@@ -28,7 +28,8 @@ fn needs_of(role: &str) -> Vec<Need> {
         let parts = grant.and_then(|grant| {
             let (what, to) = grant.rsplit_once(" to ")?;
             let (privileges, objects) = what.split_once(" on ")?;
-            (to == role).then_some((privileges, objects.strip_prefix("sequence ").unwrap_or(objects)))
+            let names = objects.strip_prefix("sequence ").or_else(|| objects.strip_prefix("function "));
+            (to == role).then_some((privileges, names.unwrap_or(objects)))
         });
         let Some((privileges, objects)) = parts else { continue };
         for object in objects.split(", ") {
@@ -131,6 +132,7 @@ mod tests {
             [("select", None), ("insert", None), ("update", Some("last_version")), ("delete", None)]
         );
         assert_eq!(of("session_changes"), [("select", None), ("usage", None)]);
+        assert_eq!(of("make_partitions_ahead(integer)"), [("execute", None)]);
         assert_eq!(of("tokens").len(), 4);
         assert!(needs_of("deskfeed_readonly").contains(&Need { privilege: "select", object: "acks", column: None }));
         assert_eq!(needs_of("nobody"), []);

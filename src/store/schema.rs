@@ -18,7 +18,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use sqlx::{
-    PgConnection, SqlSafeStr,
+    AssertSqlSafe, PgConnection, SqlSafeStr,
     migrate::{Migrate, MigrateError, Migration, MigrationType},
 };
 
@@ -40,6 +40,10 @@ pub const FILES: [File; 7] = [
 
 /// First line of a file that cannot run in a transaction (an index made concurrently): one statement.
 const NO_TRANSACTION: &str = "-- no-transaction\n";
+
+/// Its second line, if the statement is to be run for each partition of events, whose name it has as
+/// `{partition}`: an index cannot be made concurrently on all of them at once.
+const EACH_PARTITION: &str = "-- for each partition of events\n";
 
 /// Where applied migrations are recorded.
 const TABLE: &str = "_sqlx_migrations";
@@ -307,6 +311,18 @@ impl Applied {
 /// Applies a migration and records it. What does not get its locks in time is tried again: each
 /// try is short (the file sets lock_timeout), so nobody waits long behind it.
 async fn apply(connection: &mut PgConnection, migration: &Migration) -> std::result::Result<(), MigrateError> {
+    if let Some(statement) = of_each_partition(migration) {
+        let failed = |error| MigrateError::ExecuteMigration(error, migration.version);
+        let partitions: Vec<String> = sqlx::query_scalar("/* schema.apply */ select name from event_partitions()")
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(failed)?;
+        for partition in partitions {
+            let statement = statement.replace("{partition}", &partition);
+            sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await.map_err(failed)?;
+        }
+        return connection.skip(TABLE, migration).await;
+    }
     let mut tries = 1;
     loop {
         match connection.apply(TABLE, migration).await {
@@ -317,6 +333,11 @@ async fn apply(connection: &mut PgConnection, migration: &Migration) -> std::res
         tracing::info!(migration = migration.version, tries, "a lock was not to be had in time; trying again");
         tokio::time::sleep(LOCK_PAUSE).await;
     }
+}
+
+/// The statement of a migration that is run for each partition of events.
+fn of_each_partition(migration: &Migration) -> Option<&str> {
+    migration.sql.as_str().strip_prefix(NO_TRANSACTION)?.strip_prefix(EACH_PARTITION)
 }
 
 fn waited_for_lock(error: &MigrateError) -> bool {

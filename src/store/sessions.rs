@@ -254,7 +254,7 @@ pub async fn next_queued(connection: &mut PgConnection, except: Option<FeedKey>)
     let row: Option<(i64, Option<i32>, Option<i32>, i32)> = sqlx::query_as(
         "/* sessions.next_queued */
          select s.session_key, s.gateway_key, case when s.last_op = 2 then s.last_op_to end,
-                coalesce((select m.seq from messages m where m.session_key = s.session_key order by m.seq desc limit 1), 0)
+                coalesce((select m.message_seq from events m where m.session_key = s.session_key and m.content is not null order by m.version desc limit 1), 0)
          from sessions s
          where s.status = 0 and ($1::int is null or s.last_op <> 2 or s.last_op_to is distinct from $1)
          order by s.session_key limit 1",

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::support::{
     db_proxy::{DbProxy, Mode},
     desk::ADMIN_TOKEN,
-    postgres::{self, MONITOR},
+    postgres::{self, MONITOR, OWNER},
     process::{self, Service},
 };
 
@@ -76,6 +76,7 @@ async fn a_well_kept_database_is_left_alone() {
         "connections",
         "rights",
         "migrations",
+        "partitions",
         "indexes",
         "transactions",
         "locks",
@@ -90,7 +91,6 @@ async fn a_well_kept_database_is_left_alone() {
         let well = |finding: &Value| finding["severity"] == "ok" || finding["severity"] == "note";
         assert!(check == "version" || of_check.iter().all(|finding| well(finding)), "{of_check:?}");
     }
-    assert_eq!(report.severity("partitions", ""), None, "events are in one table");
     assert_eq!(report.severity("rights", "deskfeed_app may do what the service needs"), Some("ok"));
     assert_eq!(report.severity("sight", ""), None);
     // Who may not see everything is told so.
@@ -229,7 +229,7 @@ async fn what_is_wrong_in_a_database_is_found() {
     assert!(report.severity("migrations", "all are applied").is_some() && newest > 0, "{:?}", report.findings);
 
     // The service runs as somebody who may do everything.
-    let service = Service::serve(&["--database-url", &postgres::as_role(&url, postgres::OWNER)]).await;
+    let service = Service::serve(&["--database-url", &postgres::as_role(&url, OWNER)]).await;
     let report = examine(&postgres::as_role(&url, MONITOR), &[]).await;
     assert_eq!(
         report.severity("rights", "deskfeed_owner, the service's role, can do more than it needs: owns "),
@@ -292,25 +292,23 @@ async fn a_way_that_loses_notifications_is_found() {
     assert_eq!((report.code, report.severity("connection", "cannot be reached")), (Some(2), Some("critical")));
 }
 
+/// Events of nobody's, as far as a version.
+fn events_to(from: i64, to: i64) -> String {
+    format!(
+        "insert into events (version, created_at, session_key, feed_key, profile_key, author_key, message_seq, type, reason, message_type, content_type)
+         select n, now(), 1, 1, 0, 0, 0, 0, 0, 0, 0 from generate_series({from}, {to}) n"
+    )
+}
+
 #[tokio::test]
 async fn partitions_that_run_out_are_found() {
-    let url = postgres::empty_database().await;
-    run_sql(
-        &url,
-        "create table events (version bigint primary key) partition by range (version);
-         create table events_1 partition of events for values from (1) to (101);
-         create table events_2 partition of events for values from (101) to (201);
-         create table events_3 partition of events for values from (201) to (301);
-         insert into events select generate_series(1, 40)",
-    )
-    .await;
-    for (insert, remain, severity) in [
-        ("select", 260, "ok"),
-        ("insert into events select generate_series(41, 120)", 180, "warning"),
-        ("insert into events select generate_series(121, 210)", 90, "critical"),
-    ] {
-        run_sql(&url, insert).await;
-        let report = examine(&url, &[]).await;
+    let url = postgres::database_in_partitions(100).await;
+    let monitor = postgres::as_role(&url, MONITOR);
+    for (insert, remain, severity) in
+        [(events_to(1, 40), 260, "ok"), (events_to(41, 120), 180, "warning"), (events_to(121, 210), 90, "critical")]
+    {
+        run_sql(&url, &insert).await;
+        let report = examine(&monitor, &[]).await;
         assert_eq!(
             report.severity("partitions", &format!("{remain} versions remain")),
             Some(severity),
@@ -318,8 +316,46 @@ async fn partitions_that_run_out_are_found() {
             report.findings
         );
     }
-    run_sql(&url, "create table events_4 partition of events for values from (301) to (maxvalue)").await;
-    assert_eq!(examine(&url, &[]).await.severity("partitions", "takes all versions to come"), Some("ok"));
+    let owner = postgres::as_role(&url, OWNER);
+    let made = process::run(&["retention", "--database-url", &owner, "ahead"]).await;
+    assert_eq!((made.code, made.out.as_str()), (Some(0), "2 partitions made.\n"), "{}", made.err);
+    assert_eq!(examine(&monitor, &[]).await.severity("partitions", "290 versions remain"), Some("ok"));
+    let more = process::run(&["retention", "--database-url", &owner, "ahead", "--to", "1000"]).await;
+    assert_eq!(more.out, "5 partitions made.\n", "{}", more.err);
+
+    for (change, back, words, severity) in [
+        (
+            "alter table events detach partition events_301",
+            "alter table events attach partition events_301 for values from (301) to (401)",
+            "there is none for the versions 301 to 400",
+            "critical",
+        ),
+        (
+            "create table events_rest partition of events default",
+            "drop table events_rest",
+            "a default partition",
+            "warning",
+        ),
+        (
+            "update store set oldest_version = 101",
+            "update store set oldest_version = 1",
+            "events_1 holds nothing that is kept",
+            "warning",
+        ),
+        (
+            "alter table events detach partition events_901",
+            "alter table events attach partition events_901 for values from (901) to (1001)",
+            "detached, and still there: events_901",
+            "note",
+        ),
+    ] {
+        run_sql(&url, change).await;
+        let report = examine(&monitor, &[]).await;
+        assert_eq!(report.severity("partitions", words), Some(severity), "{change}: {:#?}", report.findings);
+        run_sql(&url, back).await;
+    }
+    run_sql(&url, "create table events_rest partition of events for values from (1001) to (maxvalue)").await;
+    assert_eq!(examine(&monitor, &[]).await.severity("partitions", "takes all versions to come"), Some("ok"));
 }
 
 /// A server of its own: what is wrong here is wrong for all its databases.

@@ -172,6 +172,21 @@ async fn verify_names_what_differs() {
             "different: trigger events.events_are_kept",
         ),
         (
+            "drop index events_1_id_is_unique",
+            "create unique index events_1_id_is_unique on events_1 (id) where id is not null",
+            "different: partitions' index events_#_id_is_unique",
+        ),
+        (
+            "alter table events_10000001 disable trigger events_are_kept",
+            "alter table events_10000001 enable always trigger events_are_kept",
+            "different: partitions' trigger events_are_kept",
+        ),
+        (
+            "create index mine on events_1 (created_at)",
+            "drop index mine",
+            "not of the migrations: partitions' index mine",
+        ),
+        (
             "create rule nothing as on delete to acks do instead nothing",
             "drop rule nothing on acks",
             "not of the migrations: rule acks.nothing",
@@ -196,13 +211,17 @@ async fn verify_names_what_differs() {
         run_sql(&postgres::as_role(&url, OWNER), back).await;
         migrated(&url, &["verify"]).await;
     }
+    // Partitions come and go.
+    let owner = postgres::as_role(&url, OWNER);
+    run_sql(&owner, "select make_partitions(1, 50000000); alter table events detach partition events_1").await;
+    migrated(&url, &["verify"]).await;
     // Any role may ask; storage parameters are the DBA's.
     run_sql(&postgres::as_role(&url, OWNER), "alter table sessions set (fillfactor = 90)").await;
     let monitor = postgres::as_role(&url, postgres::MONITOR);
     assert_eq!(process::run(&["migrate", "--database-url", &monitor, "verify"]).await.code, Some(0));
 }
 
-/// Three migrations of a release to come: a column, an index that is made while others write, and
+/// Migrations of a release to come: a column, an index that is made while others write, and
 /// the end of the programs that do not know them.
 fn later_files() -> Vec<File> {
     let mut files = FILES.to_vec();
@@ -216,9 +235,16 @@ fn later_files() -> Vec<File> {
     files.push((
         newest() + 2,
         "later_index",
-        "-- no-transaction\ncreate index concurrently if not exists events_by_time on events (created_at);\n",
+        "-- no-transaction\n-- for each partition of events\n\
+         create index concurrently if not exists {partition}_by_time on {partition} (created_at);\n",
     ));
-    files.push((newest() + 3, "contract", text(format!("update store set oldest_program = {};\n", newest() + 3))));
+    // What is there already is attached; only what was made meanwhile is empty and indexed now.
+    files.push((
+        newest() + 3,
+        "later_whole",
+        "set local lock_timeout = '250ms';\ncreate index if not exists events_by_time on events (created_at);\n",
+    ));
+    files.push((newest() + 4, "contract", text(format!("update store set oldest_program = {};\n", newest() + 4))));
     files
 }
 
@@ -232,12 +258,16 @@ async fn psql_makes_an_index_while_others_write_too() {
     let (applied, said) = postgres::run_psql(&owner_url, &[], &printed).await;
     assert!(applied, "{said}");
     assert_eq!(new.state(&mut owner).await.expect("a state"), SchemaState::Current);
-    let valid: bool =
-        sqlx::query_scalar("select indisvalid from pg_index where indexrelid = 'events_by_time'::regclass")
-            .fetch_one(&mut owner)
-            .await
-            .expect("it is there");
-    assert!(valid);
+    let valid: Vec<bool> = sqlx::query_scalar(
+        "select indisvalid from pg_index where indexrelid in ('events_by_time'::regclass, 'events_1_by_time'::regclass)",
+    )
+    .fetch_all(&mut owner)
+    .await
+    .expect("they are there");
+    assert_eq!(valid, [true, true]);
+    // Those to come have it, too.
+    let ahead = "select make_partitions(1, 40000000); select 'events_30000001_created_at_idx'::regclass";
+    sqlx::raw_sql(ahead).execute(&mut owner).await.expect("it is made with the partition");
     new.up(&mut owner, None, |migration, _| panic!("{} again", migration.version)).await.expect("nothing is left");
 }
 
@@ -256,7 +286,7 @@ async fn two_migrators_at_once_do_not_wait_for_each_other_for_ever() {
         });
     }
     let applied: Vec<u32> = migrators.join_all().await.into_iter().map(|done| done.expect("each succeeds")).collect();
-    assert_eq!(applied.iter().sum::<u32>(), 3, "each file once: {applied:?}");
+    assert_eq!(applied.iter().sum::<u32>(), 4, "each file once: {applied:?}");
 }
 
 /// Sends one message after the other, each until it is kept; tells how long the longest took.
@@ -328,7 +358,7 @@ async fn old_and_new_programs_serve_while_the_schema_moves_on() {
     let mut owner = PgConnection::connect(&postgres::as_role(&url, OWNER)).await.expect("the owner gets in");
     let began = Instant::now();
     let before_ms = longest_us.swap(0, Ordering::Relaxed) / 1000;
-    new.up(&mut owner, Some(newest() + 2), |migration, took| {
+    new.up(&mut owner, Some(newest() + 3), |migration, took| {
         let (name, stall_us) = (&migration.description, longest_us.swap(0, Ordering::Relaxed));
         println!("{name} in {} ms; the longest send took {} ms", took.as_millis(), stall_us / 1000);
     })
@@ -337,8 +367,8 @@ async fn old_and_new_programs_serve_while_the_schema_moves_on() {
     let after_ms = began.elapsed().as_millis();
     println!("{events} events, migrated in {after_ms} ms; the longest send before took {before_ms} ms");
     let of_today = Migrations::embedded();
-    assert_eq!(of_today.state(&mut owner).await.expect("a state"), SchemaState::Extended { newest: newest() + 2 });
-    assert_eq!(new.state(&mut owner).await.expect("a state"), SchemaState::Behind { next: newest() + 3 });
+    assert_eq!(of_today.state(&mut owner).await.expect("a state"), SchemaState::Extended { newest: newest() + 3 });
+    assert_eq!(new.state(&mut owner).await.expect("a state"), SchemaState::Behind { next: newest() + 4 });
     assert_eq!(
         migrated(&url, &["up"]).await.lines().last(),
         Some("The schema is current."),

@@ -1,5 +1,5 @@
 //! Reads are index range scans, whatever the statistics say: the statements themselves, explained
-//! on a table of 120,000 events in 120 feeds.
+//! on a table of 120,000 events in 120 feeds, in six partitions and the empty ones ahead of them.
 
 use deskfeed::store::pool::{Db, Purpose};
 use serde_json::Value;
@@ -7,9 +7,13 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::support::{TestDesk, postgres};
 
+/// Versions in a partition.
+const WIDTH: i64 = 20_000;
+
 /// Feed 7 holds 1,000 Messages and one AddSession at its very end; feed 8 nothing but DelSessions
 /// and one Message at its very end. Every other event is somebody's Message.
 const LOAD: &str = "
+    select make_partitions(1, 160000);
     insert into feeds (kind, feed_id) select 1, 'agent-' || n from generate_series(1, 120) n;
     insert into profiles (feed_key, name) select feed_key, 'name' from feeds;
     insert into agents (feed_key, profile_key) select feed_key, profile_key from profiles;
@@ -31,16 +35,16 @@ const LOAD: &str = "
 
 struct Plans {
     connection: PgConnection,
-    _desk: TestDesk,
+    desk: TestDesk,
 }
 
 impl Plans {
     async fn load() -> Self {
-        let desk = TestDesk::start().await;
+        let desk = TestDesk::on(postgres::database_in_partitions(WIDTH).await, 1, &[]).await;
         sqlx::raw_sql(LOAD).execute(&mut desk.sql().await).await.expect("the events are loaded");
         // The service's own connection, with its settings.
         let db = Db::new(&postgres::as_application(&desk.url), 1).expect("a URL");
-        Self { connection: db.connect(Purpose::Reads).await.expect("a connection"), _desk: desk }
+        Self { connection: db.connect(Purpose::Reads).await.expect("a connection"), desk }
     }
 
     /// Explains a statement with these arguments, and runs it.
@@ -60,10 +64,15 @@ impl Plans {
 #[derive(Default)]
 struct Plan {
     text: String,
-    /// Indexes used on events and messages.
+    /// Indexes used on events.
     indexes: Vec<String>,
-    /// Scans of events or messages without an index.
+    /// Scans of events without an index.
     without_index: usize,
+    /// Scans that an index does not narrow down, however large a partition grows. (Some are planned while
+    /// it is empty.)
+    wide: Vec<String>,
+    /// The first versions of the partitions that were looked into, each scan by itself.
+    looked_into: Vec<i64>,
     /// Rows of events looked at, those thrown away too.
     events_looked_at: f64,
     /// Rows that came out.
@@ -76,18 +85,32 @@ impl Plan {
             self.rows = node["Actual Rows"].as_f64().unwrap_or(0.0);
         }
         let relation = node["Relation Name"].as_str().unwrap_or_default();
-        if ["events", "messages"].contains(&relation) {
+        if let Some(first_version) = relation.strip_prefix("events_") {
             match node["Index Name"].as_str() {
-                Some(index) => self.indexes.push(index.to_owned()),
+                Some(index) => {
+                    let condition = node["Index Cond"].as_str().unwrap_or_default();
+                    let narrow = if index.ends_with("_pkey") {
+                        node["Filter"].is_null() || condition.contains('>') && condition.contains('<')
+                    } else {
+                        ["(feed_key =", "(session_key =", "(id =", "(id_text ="]
+                            .iter()
+                            .any(|key| condition.contains(key))
+                    };
+                    if !narrow {
+                        self.wide.push(format!("{index}: {condition}"));
+                    }
+                    self.indexes.push(index.to_owned());
+                }
                 None => self.without_index += 1,
             }
-            if relation == "events" {
-                let loops = node["Actual Loops"].as_f64().unwrap_or(0.0);
-                let per_loop = ["Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck"]
-                    .iter()
-                    .filter_map(|name| node[name].as_f64())
-                    .sum::<f64>();
-                self.events_looked_at += per_loop * loops;
+            let loops = node["Actual Loops"].as_f64().unwrap_or(0.0);
+            let per_loop = ["Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck"]
+                .iter()
+                .filter_map(|name| node[name].as_f64())
+                .sum::<f64>();
+            self.events_looked_at += per_loop * loops;
+            if loops > 0.0 {
+                self.looked_into.push(first_version.parse().expect("partitions are named by their first version"));
             }
         }
         for child in node["Plans"].as_array().into_iter().flatten() {
@@ -95,17 +118,27 @@ impl Plan {
         }
     }
 
+    /// Index scans only, each of a range.
+    #[track_caller]
+    fn assert_narrow(&self) {
+        assert_eq!(self.without_index, 0, "{}", self.text);
+        assert_eq!(self.wide, Vec::<String>::new(), "{}", self.text);
+    }
+
     /// Index scans only, the feed's index among them, and not many more events than came out.
     #[track_caller]
     fn assert_range_scan(&self, rows: f64, index: &str) {
-        assert_eq!(self.without_index, 0, "{}", self.text);
-        assert!(self.indexes.iter().any(|used| used == index), "{index} is not used: {}", self.text);
+        self.assert_narrow();
+        assert!(self.indexes.iter().any(|used| used.ends_with(index)), "{index} is not used: {}", self.text);
         // One more names the head.
         assert!((self.rows - 1.0 - rows).abs() < 0.5, "{} rows instead of {rows}: {}", self.rows, self.text);
         // One more for the head, and one row of look-ahead for each of the three types.
         assert!(self.events_looked_at <= rows + 8.0, "{} events looked at: {}", self.events_looked_at, self.text);
     }
 }
+
+/// What a partition's part of the index `events_by_feed` is called.
+const BY_FEED: &str = "_feed_key_type_version_idx";
 
 const READ_AFTER: &str = include_str!("../../src/store/sql/read_after.sql");
 const READ_BEFORE: &str = include_str!("../../src/store/sql/read_before.sql");
@@ -117,11 +150,42 @@ async fn pages_are_range_scans_of_the_feeds_index() {
     for (statement, from) in [(READ_AFTER, 60_000), (READ_BEFORE, 60_000), (READ_AFTER, 0), (READ_BEFORE, i64::MAX)] {
         for limit in [2, 101] {
             let plan = plans.explain(statement, &format!("7, {from}, {limit}, true, true, true")).await;
-            plan.assert_range_scan(f64::from(limit), "events_by_feed");
+            plan.assert_range_scan(f64::from(limit), BY_FEED);
         }
     }
     let plan = plans.explain(READ_UNACKED, "7, 0, 101, true, true, true").await;
-    plan.assert_range_scan(101.0, "events_by_feed");
+    plan.assert_range_scan(101.0, BY_FEED);
+}
+
+#[tokio::test]
+async fn pages_look_into_the_partitions_that_they_need() {
+    let mut plans = Plans::load().await;
+    // (statement, from, rows, the partitions that hold them)
+    for (statement, from, limit, holding) in [
+        (READ_AFTER, 60_500, 101, 60_001..=60_001),
+        (READ_AFTER, 79_000, 101, 60_001..=80_001),
+        (READ_AFTER, 119_999, 101, 100_001..=100_001),
+        (READ_BEFORE, 60_001, 101, 40_001..=40_001),
+        (READ_BEFORE, 61_000, 101, 40_001..=60_001),
+        (READ_BEFORE, 200, 101, 1..=1),
+    ] {
+        let plan = plans.explain(statement, &format!("7, {from}, {limit}, false, true, false")).await;
+        assert!(!plan.text.contains("Sort\","), "the partitions follow each other: {}", plan.text);
+        assert!(!plan.looked_into.is_empty(), "{}", plan.text);
+        // The newest event is looked for from the other end.
+        let beyond = |first: &&i64| !holding.contains(*first) && **first < 100_001;
+        assert_eq!(plan.looked_into.iter().find(beyond), None, "{from}: {:?} {}", plan.looked_into, plan.text);
+        assert!(plan.looked_into.iter().any(|first| holding.contains(first)), "{:?}", plan.looked_into);
+    }
+    // What is not acknowledged begins where acknowledgements end.
+    let acknowledge = "update acks set last_version = 110000 where feed_key = 7";
+    sqlx::raw_sql(acknowledge).execute(&mut plans.desk.sql().await).await.expect("it is acknowledged");
+    let plan = plans.explain(READ_UNACKED, "7, 0, 51, true, true, true").await;
+    plan.assert_range_scan(51.0, BY_FEED);
+    assert!(plan.looked_into.iter().all(|first| *first >= 100_001), "{:?} {}", plan.looked_into, plan.text);
+    // A session's newest message is in the newest partition that has any.
+    let plan = plans.explain(include_str!("../../src/store/sql/sessions_for_append.sql"), "'{session-5}'").await;
+    assert!(plan.looked_into.iter().all(|first| *first >= 100_001), "{:?} {}", plan.looked_into, plan.text);
 }
 
 #[tokio::test]
@@ -131,36 +195,53 @@ async fn a_rare_type_does_not_scan_its_feed() {
     for (feed, types) in [(7, "true, false, false"), (8, "false, true, false")] {
         for (statement, from) in [(READ_AFTER, 0), (READ_BEFORE, i64::MAX), (READ_UNACKED, 0)] {
             let plan = plans.explain(statement, &format!("{feed}, {from}, 101, {types}")).await;
-            plan.assert_range_scan(1.0, "events_by_feed");
+            plan.assert_range_scan(1.0, BY_FEED);
         }
     }
     // A type that the feed has none of.
     let plan = plans.explain(READ_AFTER, "7, 0, 101, false, false, true").await;
-    plan.assert_range_scan(0.0, "events_by_feed");
+    plan.assert_range_scan(0.0, BY_FEED);
 }
 
 #[tokio::test]
 async fn what_is_not_acknowledged_is_found_without_a_look_at_what_is() {
     let mut plans = Plans::load().await;
     let plan = plans.explain(READ_UNACKED, "9, 0, 101, true, true, true").await;
-    plan.assert_range_scan(101.0, "events_by_feed");
+    plan.assert_range_scan(101.0, BY_FEED);
     let plan = plans.explain(include_str!("../../src/store/sql/count_unacked.sql"), "9").await;
-    assert_eq!(plan.without_index, 0, "{}", plan.text);
+    plan.assert_narrow();
 }
 
 #[tokio::test]
 async fn the_tail_scan_history_lists_and_times_use_their_indexes() {
     let mut plans = Plans::load().await;
     let plan = plans.explain(include_str!("../../src/store/sql/read_all.sql"), "119000, 501").await;
-    plan.assert_range_scan(501.0, "events_pkey");
+    plan.assert_range_scan(501.0, "_pkey");
 
     let version_before = include_str!("../../src/store/sql/version_before.sql");
     let plan = plans.explain(version_before, "'2026-01-01 12:00:00Z'").await;
-    assert_eq!(plan.without_index, 0, "{}", plan.text);
+    plan.assert_narrow();
     assert!(plan.events_looked_at < 40.0, "a binary search: {}", plan.text);
 
     let list = include_str!("../../src/store/sql/list_by_owner.sql");
     let plan = plans.explain(list, "9223372036854775807, 11, '{0,1,2}', 7").await;
     assert!(plan.text.contains("sessions_by_owner"), "{}", plan.text);
-    assert_eq!(plan.without_index, 0, "{}", plan.text);
+    plan.assert_narrow();
+
+    for (statement, arguments) in [
+        (include_str!("../../src/store/sql/sessions_for_append.sql"), "'{session-7}'"),
+        (include_str!("../../src/store/sql/last_messages.sql"), "'{0}', '{7}', '{100000}', 20, 4000000"),
+        (include_str!("../../src/store/sql/find_kept.sql"), "array[gen_random_uuid()], '{x}'"),
+        (include_str!("../../src/store/sql/find_acked_ids.sql"), "'{0}', '{7}', array[gen_random_uuid()], '{x}'"),
+        (include_str!("../../src/store/sql/probe_acks.sql"), "'{7}', '{1}', '{100}', '{2000}'"),
+        (
+            "select version from events where session_key = $1 and content is not null and version < $2 order by version desc limit $3",
+            "7, 100000, 11",
+        ),
+    ] {
+        let mut plan = plans.explain(statement, arguments).await;
+        // What is planned while a partition is empty is planned anew when the next one is made.
+        plan.wide.retain(|scan| !["events_120001_", "events_140001_"].iter().any(|empty| scan.starts_with(empty)));
+        plan.assert_narrow();
+    }
 }

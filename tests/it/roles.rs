@@ -209,6 +209,14 @@ async fn no_role_may_do_what_is_the_owners_or_the_servers() {
             "drop function append_events",
             "alter function append_events security definer",
             "drop index events_by_feed",
+            "alter table events detach partition events_1",
+            "alter table events_1 disable trigger events_are_kept",
+            "drop table events_1",
+            "select from events_1",
+            "select make_partitions(30000001, 30000002)",
+            "select keep_events_from(10000001)",
+            "select from sessions_in_need_of_events_before(10000001)",
+            "create table mine partition of events for values from (30000001) to (30000002)",
             "drop sequence session_changes",
             "select setval('session_changes', 1)",
             "alter sequence session_changes restart",
@@ -233,6 +241,11 @@ async fn no_role_may_do_what_is_the_owners_or_the_servers() {
         }
     }
     owner.close().await.expect("it was left alone");
+    // The partitions to come are the service's to make, by the owner's function alone.
+    for role in ROLES {
+        let refused = is_refused(&mut log_in(&url, role).await, "select make_partitions_ahead()").await;
+        assert_eq!(refused, role != APPLICATION, "{role}");
+    }
 }
 
 #[tokio::test]

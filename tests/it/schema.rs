@@ -65,7 +65,8 @@ async fn the_catalog_file_says_what_the_migrations_make() {
     );
 }
 
-/// What a migration locks of what was there before it, as `feeds SHARE ROW EXCLUSIVE`.
+/// What a statement locks of the tables that were there before it, as `feeds SHARE ROW EXCLUSIVE`; a
+/// partition counts as the table.
 async fn locks_of(connection: &mut PgConnection, sql: &'static str) -> Vec<String> {
     sqlx::raw_sql("begin").execute(&mut *connection).await.expect("a transaction begins");
     let before: Vec<String> =
@@ -73,11 +74,13 @@ async fn locks_of(connection: &mut PgConnection, sql: &'static str) -> Vec<Strin
             .fetch_all(&mut *connection)
             .await
             .expect("the catalog");
-    sqlx::raw_sql(sql).execute(&mut *connection).await.expect("the migration applies");
+    sqlx::raw_sql(sql).execute(&mut *connection).await.expect(sql);
     let locks = sqlx::query_scalar(
-        "select relname || upper(regexp_replace(replace(mode, 'Lock', ''), '([A-Z])', ' \\1', 'g'))
+        "select distinct case when relispartition then 'events' else relname end
+                || upper(regexp_replace(replace(mode, 'Lock', ''), '([A-Z])', ' \\1', 'g'))
          from pg_locks join pg_class c on c.oid = relation
          where pid = pg_backend_pid() and relnamespace = 'public'::regnamespace and relname = any ($1) and mode <> 'AccessShareLock'
+           and relkind in ('r', 'p')
          order by 1",
     )
     .bind(before)
@@ -97,6 +100,31 @@ async fn the_dbas_document_names_every_lock_of_a_migration() {
         let locks = if locks.is_empty() { "none".to_owned() } else { locks.join(", ") };
         let line = format!("| `{number:04}_{name}.sql` | {locks} |");
         assert!(document.lines().any(|written| written == line), "docs/dba.md, Migrations, wants this line: {line}");
+    }
+}
+
+/// The same of what makes partitions and lets them go. (The locks of a partition that is detached while
+/// others read are in no one transaction; `retention::what_was_interrupted_is_finished` looks at them.)
+#[tokio::test]
+async fn the_dbas_document_names_the_locks_of_partitions() {
+    let document = include_str!("../../docs/dba.md");
+    let mut connection = PgConnection::connect(&postgres::database_in_partitions(10).await).await.expect("it answers");
+    let events = "insert into events (version, created_at, session_key, feed_key, profile_key, author_key, message_seq, type, reason, message_type, content_type)
+                  select n, now(), 1, 1, 0, 0, 0, 0, 0, 0, 0 from generate_series(1, 25) n";
+    connection.execute(events).await.expect("events");
+    for (statement, sql) in [
+        ("make_partitions_ahead()", "select make_partitions_ahead()"),
+        ("keep_events_from(11)", "select keep_events_from(11)"),
+        (
+            "drop table` of what is detached",
+            "alter table events detach partition events_1; commit; begin; drop table events_1",
+        ),
+    ] {
+        let locks = locks_of(&mut connection, sql).await;
+        let locks = if locks.is_empty() { "none".to_owned() } else { locks.join(", ") };
+        let tick = if statement.contains('`') { "" } else { "`" };
+        let line = format!("| `{statement}{tick} | {locks} |");
+        assert!(document.contains(&line), "docs/dba.md, Partitions, wants this line: {line}");
     }
 }
 
@@ -152,6 +180,10 @@ async fn history_cannot_be_changed_by_anybody() {
             "update events set version = version + 1 where false",
             "delete from events",
             "truncate events",
+            "delete from events_1",
+            "truncate events_1",
+            "update events_1 set reason = 1",
+            "insert into events_1 select * from events on conflict (version) do update set reason = 1",
             "truncate events, sessions cascade",
             "insert into events select * from events on conflict (version) do update set reason = 1",
             "delete from messages",

@@ -34,8 +34,15 @@ impl Table {
     }
 }
 
-/// Columns that are not copied: what says that `store` has one row, and the name of the history.
-pub const NOT_COPIED: [(&str, &str); 3] = [("store", "only_row"), ("store", "history"), ("store", "oldest_program")];
+/// Columns that are not copied: what says that `store` has one row, the name of the history, and how
+/// events are partitioned here.
+pub const NOT_COPIED: [(&str, &str); 5] = [
+    ("store", "only_row"),
+    ("store", "history"),
+    ("store", "oldest_program"),
+    ("store", "partition_width"),
+    ("store", "partitions_end"),
+];
 
 /// The events, which never change and so can be copied in pieces; they come first.
 pub const EVENTS: &Table = &TABLES[0];

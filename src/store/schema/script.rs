@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use sqlx::migrate::Migration;
 
-use super::{MIGRATOR_LOCK, Migrations};
+use super::{MIGRATOR_LOCK, Migrations, of_each_partition};
 use crate::store::rights::GRANTS;
 
 /// The script of migrations that are not applied, and the rights of the roles.
@@ -24,12 +24,23 @@ pub(super) fn of(known: &Migrations, pending: &[&Migration]) -> String {
             sql,
             "\n-- ---- migrations/{number:04}_{name}.sql ----\n{begin}{}\n{}\n{}{commit}",
             guard(number, before, migration.no_tx),
-            migration.sql.as_str(),
+            body(migration),
             line_of(migration)
         );
     }
     let _ = write!(sql, "\n-- ---- deploy/grants.sql ----\n{GRANTS}");
     sql
+}
+
+/// Its text, as psql runs it.
+fn body(migration: &Migration) -> String {
+    of_each_partition(migration).map_or_else(
+        || migration.sql.as_str().to_owned(),
+        |statement| {
+            let statement = statement.trim_end().trim_end_matches(';');
+            format!("select replace($each${statement}$each$, '{{partition}}', name) from event_partitions() \\gexec\n")
+        },
+    )
 }
 
 /// Stops a printed migration that must not run now. In a transaction, all after it is then ignored.

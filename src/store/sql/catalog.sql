@@ -1,7 +1,9 @@
 /* catalog.read */
 -- What the schema is made of, as (kind, name, definition). Read from the catalogs alone, which
--- everybody may read. Left out: what an extension brought, the table of applied migrations, and the
--- partitions of a table with what they inherit, and the storage parameters, which are the DBA's.
+-- everybody may read. Left out: what an extension brought, the table of applied migrations, tables
+-- that were partitions of events (docs/dba.md, Retention), and the storage parameters, which are the
+-- DBA's. The partitions of events are all alike, whatever their number: they appear as one, and what
+-- is not in all of them says so.
 with schema as (
     select relnamespace as oid from pg_class where oid = to_regclass('_sqlx_migrations')
 ), of_extensions as (
@@ -9,7 +11,21 @@ with schema as (
 ), tables as (
     select c.* from pg_class c join schema on c.relnamespace = schema.oid
     where c.relkind in ('r', 'p', 'v', 'm', 'f') and not c.relispartition and c.relname <> '_sqlx_migrations'
+      and not (c.relkind = 'r' and c.relname ~ '^events_[0-9]+$')
       and not exists (select from of_extensions e where e.classid = 'pg_class'::regclass and e.objid = c.oid)
+), partitions as (
+    select c.oid, c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
+    where i.inhparent = to_regclass('events') and not i.inhdetachpending
+), of_partitions as (
+    select p.relname, 'constraint' as kind, c.conname as name, pg_get_constraintdef(c.oid, true) as definition
+    from partitions p join pg_constraint c on c.conrelid = p.oid and c.contype not in ('n', 't')
+    union all
+    select p.relname, 'index', c.relname, pg_get_indexdef(i.indexrelid, 0, true) || case when i.indisvalid and i.indisready then '' else ' INVALID' end
+    from partitions p join pg_index i on i.indrelid = p.oid join pg_class c on c.oid = i.indexrelid
+    union all
+    select p.relname, 'trigger', g.tgname,
+           pg_get_triggerdef(g.oid, true) || case g.tgenabled when 'O' then '' when 'A' then ' ALWAYS' when 'R' then ' REPLICA' else ' DISABLED' end
+    from partitions p join pg_trigger g on g.tgrelid = p.oid and not g.tgisinternal
 )
 select case relkind when 'r' then 'table' when 'p' then 'partitioned table' when 'v' then 'view' when 'm' then 'materialized view' else 'foreign table' end as kind,
        relname::text as name,
@@ -48,6 +64,12 @@ select 'trigger', t.relname || '.' || g.tgname,
        pg_get_triggerdef(g.oid, true) || case g.tgenabled when 'O' then '' when 'A' then ' ALWAYS' when 'R' then ' REPLICA' else ' DISABLED' end
 from tables t
 join pg_trigger g on g.tgrelid = t.oid and not g.tgisinternal and g.tgparentid = 0
+union all
+select 'partitions'' ' || kind, replace(name, relname, 'events_#'),
+       replace(definition, relname, 'events_#')
+           || case when count(*) = (select count(*) from partitions) then '' else format(' IN %s OF %s PARTITIONS', count(*), (select count(*) from partitions)) end
+from of_partitions
+group by 1, 2, replace(definition, relname, 'events_#')
 union all
 select 'rule', t.relname || '.' || r.rulename, pg_get_ruledef(r.oid, true)
 from tables t

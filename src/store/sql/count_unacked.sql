@@ -1,7 +1,7 @@
 /* events.unacked */
 -- The gaps between acknowledged ranges, each counted by an index-only range scan.
 select coalesce(sum(unacked), 0)::bigint,
-       (select extract(epoch from clock_timestamp() - created_at)::bigint from events where version = min(oldest))
+       (select extract(epoch from clock_timestamp() - created_at)::bigint from events where version >= min(oldest) order by version limit 1)
 from (values (0::smallint), (1::smallint), (2::smallint)) lanes (lane)
 cross join lateral (
     select last_version as gap_after,

@@ -4,21 +4,24 @@
 -- message has a second one, in the gateway's feed, with the next version), and an AddSession
 -- whose last message it was.
 with named as (
-    select a.position, a.feed_key, m.session_key, m.seq, m.version
+    select a.position, a.feed_key, m.session_key, m.message_seq, m.version
     from unnest($1::int[], $2::int[], $3::uuid[], $4::text[]) a (position, feed_key, id, id_text)
-    join messages m on m.id = a.id
+    join events m on m.id = a.id
     union all
-    select a.position, a.feed_key, m.session_key, m.seq, m.version
+    select a.position, a.feed_key, m.session_key, m.message_seq, m.version
     from unnest($1::int[], $2::int[], $3::uuid[], $4::text[]) a (position, feed_key, id, id_text)
-    join messages m on m.id_text = a.id_text
+    join events m on m.id_text = a.id_text
 )
 select n.position, e.type, e.version
 from named n
-cross join lateral (values (n.version), (n.version + 1)) v (version)
-join events e on e.version = v.version
-where e.feed_key = n.feed_key and e.type = 1 and e.session_key = n.session_key and e.message_seq = n.seq
+cross join lateral (select * from events e where e.version >= n.version and e.version <= n.version + 1 order by e.version limit 2) e
+where e.feed_key = n.feed_key and e.type = 1 and e.session_key = n.session_key and e.message_seq = n.message_seq
 union all
 select n.position, e.type, e.version
 from named n
-join events e on e.session_key = n.session_key and e.message_seq = n.seq and e.type = 0
+cross join lateral (
+    select * from events e
+    where e.session_key = n.session_key and e.message_seq = n.message_seq and e.type = 0 and e.version > n.version
+    offset 0
+) e
 where e.feed_key = n.feed_key

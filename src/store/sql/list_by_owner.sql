@@ -2,7 +2,7 @@
 -- $1 before, $2 rows, $3 statuses, $4 whose (not used by admins): a range of sessions_by_owner for each status.
 select s.session_id, s.session_type, s.from_id, s.from_name, s.from_image, s.status, s.opened_at, s.closed_at,
        f.feed_id as owner_id, p.name as owner_name,
-       m.type as message_type, m.created_at, m.content_type, m.id, m.id_text, m.content
+       m.message_type, m.created_at, m.content_type, m.id, m.id_text, m.content
 from (
     select s.* from unnest($3::smallint[]) wanted (status)
     cross join lateral (
@@ -15,6 +15,6 @@ from (
 left join feeds f on f.feed_key = s.owner_key
 left join agents a on a.feed_key = s.owner_key
 left join profiles p on p.profile_key = a.profile_key
-left join lateral (select * from messages m where m.session_key = s.session_key order by m.seq desc limit 1) m on true
+left join lateral (select * from events m where m.session_key = s.session_key and m.content is not null order by m.version desc limit 1) m on true
 where $4::int is not null
 order by s.session_key desc

@@ -32,11 +32,13 @@ union all
         where wanted
         order by version limit $3
     ) p
-    -- The second event of an agent's message holds no content. `offset 0` keeps this apart, so that
-    -- it is not looked for where there is nothing to find.
+    -- The second event of an agent's message holds no content: the first one does, just before it.
+    -- `limit` keeps this apart, so that it is not looked for where there is nothing to find; `order by`
+    -- leaves the primary key alone to look with, also in a plan made while a partition was empty.
     left join lateral (
-        select m.id, m.id_text, m.content from messages m
-        where p.type = 1 and p.content is null and m.session_key = p.session_key and m.seq = p.message_seq
-        offset 0
+        select m.id, m.id_text, m.content from events m
+        where p.type = 1 and p.content is null
+          and m.version >= p.version - 1 and m.version < p.version and m.session_key = p.session_key and m.message_seq = p.message_seq
+        order by m.version limit 1
     ) m on true
 )

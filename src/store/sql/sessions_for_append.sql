@@ -13,7 +13,7 @@ left join lateral (
     select s.session_id, s.session_key, s.status, s.owner_key, f.feed_id as owner_id, a.profile_key, s.gateway_key,
            s.assigned_version, s.last_op, s.last_op_by, s.last_op_to, s.last_op_version,
            s.session_type, s.from_id, s.from_name, s.from_image,
-           coalesce((select m.seq from messages m where m.session_key = s.session_key order by m.seq desc limit 1), 0) as last_seq
+           coalesce((select m.message_seq from events m where m.session_key = s.session_key and m.content is not null order by m.version desc limit 1), 0) as last_seq
     from unnest($1::text[]) wanted (session_id)
     join sessions s on s.session_id = wanted.session_id
     left join agents a on a.feed_key = s.owner_key

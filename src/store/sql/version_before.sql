@@ -7,7 +7,7 @@ with recursive search (low, high) as (
            case when e.created_at < $1 then high else middle end
     from search
     cross join lateral (select (low + high) / 2 as middle) m
-    cross join lateral (select created_at from events where version = middle) e
+    cross join lateral (select created_at from events where version >= middle and version <= middle order by version limit 1) e
     where low < high
 )
 select low - 1 from search where low = high

@@ -47,6 +47,24 @@ pub async fn new_database() -> String {
     create(&name, Some(&template())).await
 }
 
+/// A database with the current schema, whose partitions hold so many versions each.
+pub async fn database_in_partitions(width: i64) -> String {
+    let url = new_database().await;
+    let mut owner = PgConnection::connect(&as_role(&url, OWNER)).await.expect("the owner gets in");
+    let narrow = format!(
+        "do $$ declare name text; begin
+             for name in select p.name from event_partitions() p loop
+                 execute format('drop table %I', name);
+             end loop;
+             update store set partition_width = {width};
+             perform make_partitions_ahead(1);
+         end $$"
+    );
+    sqlx::raw_sql(AssertSqlSafe(narrow)).execute(&mut owner).await.expect("the partitions are made anew");
+    owner.close().await.expect("the connection closes");
+    url
+}
+
 /// A database with nothing in it.
 pub async fn empty_database() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
