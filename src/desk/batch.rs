@@ -108,17 +108,18 @@ fn only_sends<'a>(commands: &[&'a Command]) -> Option<Vec<&'a Send>> {
 
 /// Decides about a batch on what is remembered of the store, without the append lock. None when
 /// that does not reach. What is decided holds only if the ledger's assumptions do when it is written.
+/// The sessions are taken out of what is remembered; [`Known::after`] puts them back.
 ///
 /// # Errors
 /// When the database cannot be read.
 pub async fn assume<'a>(
     connection: &mut PgConnection,
     cards: &Cards,
-    known: &Known,
+    known: &mut Known,
     commands: &[&'a Command],
 ) -> Result<Option<Decision<'a>>, sqlx::Error> {
     let Some(sends) = only_sends(commands) else { return Ok(None) };
-    let Some(mut found) = known.find(&send_message::session_ids(sends.iter().copied())) else { return Ok(None) };
+    let Some(mut found) = known.take(&send_message::session_ids(sends.iter().copied())) else { return Ok(None) };
     let mut ledger = Ledger::assuming(known.head, known.changes);
     let decided = send_message::apply(connection, cards, &mut ledger, &mut found, &sends).await?;
     let replies = decided.into_iter().map(Pending::Sent).collect();

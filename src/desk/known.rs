@@ -24,12 +24,19 @@ pub struct Known {
 }
 
 impl Known {
-    /// All of these sessions, or none if one is not remembered.
-    pub fn find(&self, session_ids: &[&str]) -> Option<HashMap<String, Found>> {
-        session_ids
-            .iter()
-            .map(|id| self.sessions.get_key_value(*id).map(|(id, found)| (id.clone(), found.clone())))
-            .collect()
+    /// Takes all of these sessions out, or none if one is not remembered.
+    pub fn take(&mut self, session_ids: &[&str]) -> Option<HashMap<String, Found>> {
+        let mut taken = HashMap::with_capacity(session_ids.len());
+        for id in session_ids {
+            match self.sessions.remove_entry(*id) {
+                Some((id, found)) => taken.insert(id, found),
+                None => {
+                    self.sessions.extend(taken);
+                    return None;
+                }
+            };
+        }
+        Some(taken)
     }
 
     /// What is remembered after a committed batch that began with `standing`, or, without one, was

@@ -83,9 +83,7 @@ pub async fn apply<'a>(
         .collect();
     let mut kept = if given.is_empty() { HashMap::new() } else { messages::find_kept(connection, &given).await? };
 
-    let owners: HashSet<i32> =
-        found.values().filter_map(|found| found.session.owner.as_ref()).map(|owner| owner.profile.0).collect();
-    cards.load(connection, &[], &owners.into_iter().collect::<Vec<i32>>()).await?;
+    show_agents(connection, cards, found).await?;
     let erased = find_erased(connection, &kept).await?;
 
     let mut answers = Vec::with_capacity(sends.len());
@@ -104,6 +102,25 @@ pub async fn apply<'a>(
         answers.push(decided);
     }
     Ok(answers)
+}
+
+/// Sees to it that the owners of sessions can be shown.
+async fn show_agents(
+    connection: &mut PgConnection,
+    cards: &Cards,
+    found: &mut HashMap<String, Found>,
+) -> Result<(), sqlx::Error> {
+    let profile_of = |found: &Found| found.session.owner.as_ref().map(|owner| owner.profile);
+    let unseen: HashSet<i32> =
+        found.values().filter(|found| found.agent.is_none()).filter_map(profile_of).map(|key| key.0).collect();
+    if unseen.is_empty() {
+        return Ok(());
+    }
+    cards.load(connection, &[], &unseen.into_iter().collect::<Vec<i32>>()).await?;
+    for found in found.values_mut().filter(|found| found.agent.is_none()) {
+        found.agent = profile_of(found).and_then(|key| cards.profile(key));
+    }
+    Ok(())
 }
 
 /// Which of the kept messages were erased: a look into the database only where one is blank.
@@ -170,7 +187,7 @@ fn keep<'a>(
         (MessageType::Sent, Some(owner)) => Happening::Sent { owner: owner.key, profile: owner.profile, seq },
         (_, owner) => Happening::Received { owner: owner.map(|owner| (owner.key, owner.profile)), seq },
     };
-    let version = ledger.record_message(session.key, session.gateway, author, happening, message);
+    let version = ledger.record_message(found, author, happening, message);
     if message.id_given {
         // The same Id may come again in this very batch.
         let as_kept = Kept {

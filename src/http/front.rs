@@ -126,14 +126,19 @@ fn limit_url(request: &Request) -> Result<(), Fault> {
 /// Times requests. Polls are left out: they are slow on purpose.
 fn measure(route: Option<&'static Route>, method: &'static str, started: Instant, status: StatusCode) {
     let Some(route) = route.filter(|route| !route.is_poll) else { return };
-    // The one answer that counts: the others may cost a copy.
-    let status =
-        if status == StatusCode::OK { "200".into() } else { metrics::SharedString::from(status.as_str().to_owned()) };
-    metrics::histogram!(
-        "http_server_request_duration_seconds",
-        "http_request_method" => method, "http_route" => route.path, "http_response_status_code" => status
-    )
-    .record(started.elapsed().as_secs_f64());
+    let histogram = || {
+        metrics::histogram!(
+            "http_server_request_duration_seconds",
+            "http_request_method" => method, "http_route" => route.path,
+            "http_response_status_code" => status.as_str().to_owned()
+        )
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    match (method, status) {
+        ("GET", StatusCode::OK) => route.times_of_ok[0].get_or_init(histogram).record(seconds),
+        ("POST", StatusCode::OK) => route.times_of_ok[1].get_or_init(histogram).record(seconds),
+        _ => histogram().record(seconds),
+    }
 }
 
 /// As OpenTelemetry names methods: one that is not known is not repeated, for there is no end of them.

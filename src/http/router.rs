@@ -1,5 +1,7 @@
 //! All routes, on one screen. What comes before each of them is in [`super::front`].
 
+use std::sync::OnceLock;
+
 use axum::{
     Router,
     handler::Handler,
@@ -21,6 +23,8 @@ pub struct Route {
     pub is_poll: bool,
     /// Answered even while the service drains.
     pub is_probe: bool,
+    /// Times of answers that are 200, of GETs and of POSTs: found once, for they are asked for all the time.
+    pub times_of_ok: [OnceLock<metrics::Histogram>; 2],
 }
 
 /// Whether a route is for holders of a token only.
@@ -32,20 +36,32 @@ pub enum Token {
 
 type Handlers = fn() -> MethodRouter<App>;
 
+/// How a route is treated.
+#[derive(Clone, Copy)]
+enum Kind {
+    Client,
+    Poll,
+    Probe,
+    Document,
+}
+
+const fn route(kind: Kind, path: &'static str, handlers: Handlers) -> Route {
+    let token = if matches!(kind, Kind::Client | Kind::Poll) { Token::Needed } else { Token::NotNeeded };
+    let (is_poll, is_probe) = (matches!(kind, Kind::Poll), matches!(kind, Kind::Probe));
+    Route { path, handlers, token, is_poll, is_probe, times_of_ok: [OnceLock::new(), OnceLock::new()] }
+}
+
 const fn client(path: &'static str, handlers: Handlers) -> Route {
-    Route { path, handlers, token: Token::Needed, is_poll: false, is_probe: false }
+    route(Kind::Client, path, handlers)
 }
 
 const fn probe(path: &'static str, handlers: Handlers) -> Route {
-    Route { path, handlers, token: Token::NotNeeded, is_poll: false, is_probe: true }
+    route(Kind::Probe, path, handlers)
 }
 
 static ROUTES: [Route; 18] = [
     // Clients: agents, gateways, admins.
-    Route {
-        is_poll: true,
-        ..client("/message/query", || get_and_post(message_query::query, message_query::query_post))
-    },
+    route(Kind::Poll, "/message/query", || get_and_post(message_query::query, message_query::query_post)),
     client("/message/send", || post_only(message_send::send)),
     client("/session/open", || post_only(session::open)),
     client("/session/close", || post_only(session::close)),
@@ -63,7 +79,7 @@ static ROUTES: [Route; 18] = [
     probe("/healthz", || get_only(health::healthz)),
     probe("/readyz", || get_only(health::readyz)),
     probe("/metrics", || get_only(health::metrics)),
-    Route { is_probe: false, ..probe("/openapi.json", || get_only(openapi::openapi)) },
+    route(Kind::Document, "/openapi.json", || get_only(openapi::openapi)),
 ];
 
 impl Route {

@@ -16,6 +16,7 @@ pub mod bulletin;
 pub mod hub;
 pub mod parked;
 pub mod partitions;
+pub mod peers;
 pub mod poll;
 pub mod relay;
 pub mod tail;

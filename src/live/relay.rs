@@ -15,7 +15,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -31,13 +31,14 @@ use tokio_util::sync::CancellationToken;
 use super::{
     bulletin::Bulletin,
     hub::Hub,
+    peers::{Heard, Peers},
     tail::{Encoded, Tail},
     tokens::Tokens,
 };
 use crate::{
     domain::{event::Event, ids::FeedKey, limits},
     store::{
-        Result,
+        Result, appends,
         cards::Cards,
         erasures, events,
         listener::{self, Listener},
@@ -60,6 +61,9 @@ pub struct Live {
     /// The newest version that this process's writer has committed.
     committed_head: AtomicI64,
     listener_generation: AtomicU64,
+    pub peers: Peers,
+    /// Whether the relay is to notify this process, and all others, with its next look.
+    must_ping: AtomicBool,
     look: Notify,
 }
 
@@ -77,6 +81,8 @@ impl Live {
             started: Instant::now(),
             committed_head: AtomicI64::new(0),
             listener_generation: AtomicU64::new(0),
+            peers: Peers::default(),
+            must_ping: AtomicBool::new(false),
             look: Notify::new(),
         }
     }
@@ -94,11 +100,6 @@ impl Live {
     /// Notes what the writer has committed, before anybody is answered for it.
     pub fn note_committed(&self, head: i64) {
         self.committed_head.fetch_max(head, Ordering::AcqRel);
-    }
-
-    /// Whether what is appended must be notified.
-    pub fn must_notify(&self) -> bool {
-        true
     }
 
     /// Whether the database answered lately, so that what is remembered may be told.
@@ -221,10 +222,15 @@ impl Relay {
     async fn look(&self, connection: &mut Option<PgConnection>, pinged: &mut Instant) -> Result<()> {
         let connection = match connection {
             Some(connection) => connection,
-            None => connection.insert(self.live.db.connect(Purpose::Reads).await?),
+            None => {
+                let mut made = self.live.db.connect(Purpose::Reads).await?;
+                self.live.peers.set_relay(read_deadline(appends::backend(&mut made)).await?.pid);
+                connection.insert(made)
+            }
         };
         read_deadline(self.look_with(connection)).await?;
-        if pinged.elapsed() >= Duration::from_millis(limits::LISTENER_PING_MS) {
+        let is_due = pinged.elapsed() >= Duration::from_millis(limits::LISTENER_PING_MS);
+        if self.live.must_ping.swap(false, Ordering::AcqRel) || is_due {
             *pinged = Instant::now();
             read_deadline(listener::ping(connection)).await?;
         }
@@ -287,12 +293,15 @@ pub async fn listen(live: Arc<Live>, stop: CancellationToken) {
                 if generation > 1 {
                     metrics::counter!("deskfeed_listener_reconnects_total").increment(1);
                 }
-                // What was told before this connection is lost: look.
+                live.peers.start_listening();
+                // What was told before this connection is lost: look. And let the others know that we listen.
+                live.must_ping.store(true, Ordering::Release);
                 live.hint();
                 let error = tokio::select! {
                     () = stop.cancelled() => return,
                     error = hear_all(&live, &mut listener) => error,
                 };
+                live.peers.stop_listening();
                 tracing::warn!(error = %error, "the LISTEN connection is lost; connecting anew (polls go on, at the pace of the sweep)");
             }
             Err(error) => tracing::debug!(error = %error, "no LISTEN connection"),
@@ -307,9 +316,11 @@ pub async fn listen(live: Arc<Live>, stop: CancellationToken) {
 async fn hear_all(live: &Live, listener: &mut Listener) -> sqlx::Error {
     loop {
         match listener.hear().await {
-            // A head that we have is no news; anything else, even rubbish, is a cause to look.
-            Ok(text) => {
-                let known = text == "ping" || text.parse::<i64>().is_ok_and(|head| head <= live.tail.head());
+            // What our own writer appends it hands over itself, and a head that we have is no news;
+            // anything else, even rubbish, is a cause to look.
+            Ok((text, pid)) => {
+                let is_own = live.peers.hear(pid) == Heard::OurWriter;
+                let known = text == "ping" || text.parse::<i64>().is_ok_and(|head| is_own || head <= live.tail.head());
                 if !known {
                     live.hint();
                 }

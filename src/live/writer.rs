@@ -256,7 +256,7 @@ impl WriterTask {
         if let Some((first, last)) = decision.ledger.versions() {
             metrics::counter!("deskfeed_append_events_total").increment(u64::try_from(last - first + 1).unwrap_or(0));
             self.live.note_committed(last);
-            let events = decision.ledger.shown(&self.live.cards, appended_at);
+            let events = decision.ledger.shown(appended_at);
             if self.committed.try_send(Committed { basis, events }).is_err() {
                 self.live.hint();
             }
@@ -270,6 +270,7 @@ impl WriterTask {
             self.known = None;
             let mut connection = self.live.db.connect(Purpose::Appends).await?;
             let backend = deadline(limits::DB_ACQUIRE_MS, appends::backend(&mut connection)).await?;
+            self.live.peers.set_writer(backend.pid);
             self.link = Some(Link { connection, backend });
         }
         if let Some(replies) = self.append_at_once(commands, basis).await? {
@@ -285,7 +286,7 @@ impl WriterTask {
         basis: Basis,
     ) -> Result<Option<Vec<Result<Reply, Fault>>>, BatchError<'a>> {
         let live = Arc::clone(&self.live);
-        let (Some(link), Some(known)) = (&mut self.link, self.known.as_ref().filter(|known| known.is_trusted)) else {
+        let (Some(link), Some(known)) = (&mut self.link, self.known.as_mut().filter(|known| known.is_trusted)) else {
             return Ok(None);
         };
         let assumed = batch::assume(&mut link.connection, &live.cards, known, commands);
@@ -296,7 +297,7 @@ impl WriterTask {
             return Ok(None);
         };
         let started = Instant::now();
-        let written = read_deadline(decision.ledger.write(&mut link.connection, live.must_notify())).await;
+        let written = read_deadline(decision.ledger.write(&mut link.connection, live.peers.may_be_there())).await;
         metrics::histogram!("deskfeed_commit_duration_seconds").record(started.elapsed().as_secs_f64());
         match written {
             Ok(Some(appended_at)) => {
@@ -326,7 +327,7 @@ impl WriterTask {
             let appended_at = if decision.ledger.is_empty() {
                 None
             } else {
-                decision.ledger.write(connection, live.must_notify()).await?
+                decision.ledger.write(connection, live.peers.may_be_there()).await?
             };
             match appended_at {
                 None if !decision.ledger.is_empty() => {

@@ -1,14 +1,11 @@
 //! Appending: the only place that gives versions and sends NOTIFY of events.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::{Result, cards::Cards};
+use super::{Result, sessions::Found};
 use crate::domain::{
     event::{Event, Profile, Reason, SessionCard},
     ids::{FeedKey, MessageId, ProfileKey, SessionKey},
@@ -41,12 +38,15 @@ struct EventRow<'a> {
 }
 
 /// The message that an event tells of.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct MessageRow<'a> {
     new: &'a NewMessage,
     r#type: MessageType,
     /// None for its second event, which holds no content.
     author: Option<FeedKey>,
+    /// What its readers are shown besides.
+    card: Arc<SessionCard>,
+    agent: Option<Arc<Profile>>,
 }
 
 /// Starts a transaction and takes the append lock. The caller's next statement sees everything
@@ -81,7 +81,7 @@ pub async fn roll_back(connection: &mut PgConnection) -> Result<()> {
 /// The server's process behind a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backend {
-    pid: i32,
+    pub pid: i32,
     /// Process numbers come again.
     started: DateTime<Utc>,
 }
@@ -197,23 +197,21 @@ impl<'a> Ledger<'a> {
 
     /// Notes a message and the events that tell of it. Gives the version of the owner's event; 0
     /// when there is no owner: it is kept all the same.
-    pub fn record_message(
-        &mut self,
-        session: SessionKey,
-        gateway: Option<FeedKey>,
-        author: FeedKey,
-        happening: Happening,
-        new: &'a NewMessage,
-    ) -> i64 {
+    pub fn record_message(&mut self, found: &Found, author: FeedKey, happening: Happening, new: &'a NewMessage) -> i64 {
+        let session = &found.session;
         let r#type =
             if matches!(happening, Happening::Sent { .. }) { MessageType::Sent } else { MessageType::Received };
         let first = self.head + 1;
         let mut author = Some(author);
-        for told in happening.tells(gateway) {
-            self.push(session, told, Some(MessageRow { new, r#type, author: author.take() }));
+        let mut row = || {
+            let (card, agent) = (Arc::clone(&found.card), found.agent.clone());
+            Some(MessageRow { new, r#type, author: author.take(), card, agent })
+        };
+        for told in happening.tells(session.gateway) {
+            self.push(session.key, told, row());
         }
         if let Happening::Received { owner: None, seq } = happening {
-            self.push(session, Told::nobody(seq), Some(MessageRow { new, r#type, author }));
+            self.push(session.key, Told::nobody(seq), row());
             return 0;
         }
         first
@@ -241,7 +239,7 @@ impl<'a> Ledger<'a> {
     /// What will show that this was committed; none when nothing is appended.
     pub fn proof(&self) -> Option<Proof> {
         let first = self.events.first()?;
-        let message = first.message.map(|message| message.new.id.clone());
+        let message = first.message.as_ref().map(|message| message.new.id.clone());
         Some(Proof { version: self.base + 1, appended_at: self.appended_at, message })
     }
 
@@ -254,8 +252,10 @@ impl<'a> Ledger<'a> {
     pub async fn write(&self, connection: &mut PgConnection, notify: bool) -> Result<Option<DateTime<Utc>>> {
         let events = &self.events;
         // The content and what goes with it; the second event of an agent's message has none.
-        let kept = |row: &EventRow<'a>| row.message.filter(|message| message.author.is_some());
-        let columns = |row: &EventRow<'a>| kept(row).map_or((None, None), |message| message.new.id.columns());
+        let kept = |row: &EventRow<'a>| {
+            row.message.as_ref().filter(|message| message.author.is_some()).map(|message| message.new)
+        };
+        let columns = |row: &EventRow<'a>| kept(row).map_or((None, None), |new| new.id.columns());
         sqlx::query_scalar(
             "/* appends.write */ select append_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
         )
@@ -266,32 +266,28 @@ impl<'a> Ledger<'a> {
         .bind(events.iter().map(|e| e.session.0).collect::<Vec<i64>>())
         .bind(events.iter().map(|e| e.told.feed.0).collect::<Vec<i32>>())
         .bind(events.iter().map(|e| e.told.profile.0).collect::<Vec<i32>>())
-        .bind(events.iter().map(|e| kept(e).and_then(|m| m.author).map_or(0, |key| key.0)).collect::<Vec<i32>>())
+        .bind(events.iter().map(|e| e.message.as_ref().and_then(|m| m.author).map_or(0, |key| key.0)).collect::<Vec<i32>>())
         .bind(events.iter().map(|e| e.told.message_seq).collect::<Vec<i32>>())
         .bind(events.iter().map(|e| e.told.r#type.number()).collect::<Vec<i16>>())
         .bind(events.iter().map(|e| e.told.reason.map_or(0, Reason::number)).collect::<Vec<i16>>())
-        .bind(events.iter().map(|e| e.message.map_or(0, |m| m.r#type.number())).collect::<Vec<i16>>())
-        .bind(events.iter().map(|e| e.message.map_or(0, |m| m.new.content_type.number())).collect::<Vec<i16>>())
+        .bind(events.iter().map(|e| e.message.as_ref().map_or(0, |m| m.r#type.number())).collect::<Vec<i16>>())
+        .bind(events.iter().map(|e| e.message.as_ref().map_or(0, |m| m.new.content_type.number())).collect::<Vec<i16>>())
         .bind(events.iter().map(|e| columns(e).0).collect::<Vec<Option<uuid::Uuid>>>())
         .bind(events.iter().map(|e| columns(e).1).collect::<Vec<Option<&str>>>())
-        .bind(events.iter().map(|e| kept(e).map(|m| m.new.content.as_str())).collect::<Vec<Option<&str>>>())
+        .bind(events.iter().map(|e| kept(e).map(|new| new.content.as_str())).collect::<Vec<Option<&str>>>())
         .fetch_one(connection)
         .await
     }
 
-    /// The events as readers are shown them, without a look into the database; none when they hold
+    /// The events as readers are shown them, without a look into the database; none when they show
     /// something that only the database knows.
-    pub fn shown(&self, cards: &Cards, appended_at: DateTime<Utc>) -> Option<Vec<Event>> {
-        let mut sessions: HashMap<SessionKey, Arc<SessionCard>> = HashMap::new();
-        let mut profiles: HashMap<ProfileKey, Option<Arc<Profile>>> = HashMap::new();
+    pub fn shown(&self, appended_at: DateTime<Utc>) -> Option<Vec<Event>> {
         let mut shown: Vec<Event> = Vec::with_capacity(self.events.len());
         for (row, version) in self.events.iter().zip(self.base + 1..) {
-            let message = row.message?;
-            let session = match sessions.entry(row.session) {
-                Entry::Occupied(known) => Arc::clone(known.get()),
-                Entry::Vacant(new) => Arc::clone(new.insert(cards.session(row.session)?)),
-            };
-            let agent = profiles.entry(row.told.profile).or_insert_with(|| cards.profile(row.told.profile)).clone();
+            let message = row.message.as_ref()?;
+            let (session, agent) = (Arc::clone(&message.card), message.agent.clone());
+            let (feed, r#type, reason) = (row.told.feed, row.told.r#type, row.told.reason);
+            let agent = agent.filter(|_| row.told.profile != ProfileKey(0));
             if agent.is_none() && row.told.profile != ProfileKey(0) {
                 return None;
             }
@@ -306,7 +302,6 @@ impl<'a> Ledger<'a> {
                     created_at: appended_at,
                 })],
             };
-            let (feed, r#type, reason) = (row.told.feed, row.told.r#type, row.told.reason);
             shown.push(Event { version, feed, r#type, session, agent, reason, messages });
         }
         Some(shown)

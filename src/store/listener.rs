@@ -56,14 +56,16 @@ impl Listener {
         .await
     }
 
-    /// The next notification's text.
+    /// The next notification's text, and the server's process that gave it.
     ///
     /// # Errors
     /// When the connection is lost or has been silent for [`limits::LISTENER_SILENT_MS`], although
     /// the process notifies itself more often than that. Drop the listener then.
-    pub async fn hear(&mut self) -> Result<String> {
+    pub async fn hear(&mut self) -> Result<(String, i32)> {
         match tokio::time::timeout(Duration::from_millis(limits::LISTENER_SILENT_MS), self.inner.try_recv()).await {
-            Ok(Ok(Some(notification))) => Ok(notification.payload().to_owned()),
+            Ok(Ok(Some(notification))) => {
+                Ok((notification.payload().to_owned(), i32::try_from(notification.process_id()).unwrap_or(0)))
+            }
             Ok(Ok(None)) => Err(sqlx::Error::Io(std::io::ErrorKind::UnexpectedEof.into())),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),

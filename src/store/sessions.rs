@@ -8,7 +8,7 @@ use sqlx::{PgConnection, Row, postgres::PgRow};
 use super::{Result, appends::Ledger, events::read_message};
 use crate::domain::{
     caller::Caller,
-    event::SessionCard,
+    event::{Profile, SessionCard},
     ids::{FeedKey, ProfileKey, SessionKey},
     message::Message,
     session::{LastOp, Owner, Session, Status},
@@ -19,6 +19,8 @@ use crate::domain::{
 pub struct Found {
     pub session: Arc<Session>,
     pub card: Arc<SessionCard>,
+    /// Its owner as events show it, once somebody has looked.
+    pub agent: Option<Arc<Profile>>,
     /// Number of its newest message; 0 for none.
     pub last_seq: i32,
 }
@@ -140,6 +142,7 @@ fn read_found(row: &PgRow) -> Result<Option<Found>> {
             from_name: row.try_get("from_name")?,
             from_image: row.try_get("from_image")?,
         }),
+        agent: None,
         last_seq: row.try_get("last_seq")?,
     }))
 }
