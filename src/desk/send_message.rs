@@ -15,7 +15,7 @@ use crate::{
         session::{Happening, Status},
     },
     store::{
-        appends::Ledger,
+        appends::{Ledger, Recorded},
         cards::Cards,
         erasures,
         messages::{self, Kept},
@@ -49,9 +49,12 @@ pub fn session_ids<'a>(sends: impl Iterator<Item = &'a Send>) -> Vec<&'a str> {
 /// What was decided about one message.
 #[derive(Debug)]
 pub struct Decided {
-    id: MessageId,
+    /// None: it was given none, and is made when its time is known.
+    id: Option<MessageId>,
     session_id: String,
     version: i64,
+    /// Version of the event that holds it, whoever is told of it.
+    kept_as: i64,
     /// None: it is appended now.
     created_at: Option<DateTime<Utc>>,
 }
@@ -59,8 +62,10 @@ pub struct Decided {
 impl Decided {
     /// As the sender is answered, after the commit.
     pub fn at(self, appended_at: DateTime<Utc>) -> Sent {
-        let Self { id, session_id, version, created_at } = self;
-        Sent { id, session_id, version, created_at: created_at.unwrap_or(appended_at) }
+        let Self { id, session_id, version, kept_as, created_at } = self;
+        let created_at = created_at.unwrap_or(appended_at);
+        let id = id.unwrap_or_else(|| MessageId::made(kept_as, created_at));
+        Sent { id, session_id, version, created_at }
     }
 }
 
@@ -75,12 +80,8 @@ pub async fn apply<'a>(
     found: &mut HashMap<String, Found>,
     sends: &[&'a Send],
 ) -> Result<Vec<Vec<Result<Decided, Fault>>>, sqlx::Error> {
-    let given: Vec<&MessageId> = sends
-        .iter()
-        .flat_map(|send| &send.messages)
-        .filter(|message| message.id_given)
-        .map(|message| &message.id)
-        .collect();
+    let given: Vec<&MessageId> =
+        sends.iter().flat_map(|send| &send.messages).filter_map(|message| message.id.as_ref()).collect();
     let mut kept = if given.is_empty() { HashMap::new() } else { messages::find_kept(connection, &given).await? };
 
     show_agents(connection, cards, found).await?;
@@ -94,8 +95,8 @@ pub async fn apply<'a>(
                 decided.push(Err(Fault::NoSuchSession(message.session_id.clone())));
                 continue;
             };
-            decided.push(match kept.get(&message.id) {
-                Some(earlier) => repeat(found, &send.caller, message, earlier, erased.contains(&message.id)),
+            decided.push(match message.id.as_ref().and_then(|id| kept.get_key_value(id)) {
+                Some((id, earlier)) => repeat(found, &send.caller, message, (id, earlier), erased.contains(id)),
                 None => keep(ledger, found, &send.caller, message, &mut kept),
             });
         }
@@ -143,7 +144,7 @@ fn repeat(
     found: &Found,
     caller: &Caller,
     message: &NewMessage,
-    earlier: &Kept,
+    (id, earlier): (&MessageId, &Kept),
     erased: bool,
 ) -> Result<Decided, Fault> {
     let session = &found.session;
@@ -159,12 +160,13 @@ fn repeat(
         && earlier.content_type == message.content_type
         && earlier.r#type == message_type(caller);
     if !same {
-        return Err(Fault::IdTaken(message.id.to_string()));
+        return Err(Fault::IdTaken(id.to_string()));
     }
     Ok(Decided {
-        id: message.id.clone(),
+        id: Some(id.clone()),
         session_id: session.session_id.clone(),
         version: earlier.version,
+        kept_as: earlier.version,
         created_at: earlier.created_at,
     })
 }
@@ -187,8 +189,8 @@ fn keep<'a>(
         (MessageType::Sent, Some(owner)) => Happening::Sent { owner: owner.key, profile: owner.profile, seq },
         (_, owner) => Happening::Received { owner: owner.map(|owner| (owner.key, owner.profile)), seq },
     };
-    let version = ledger.record_message(found, author, happening, message);
-    if message.id_given {
+    let Recorded { version, kept_as, id } = ledger.record_message(found, author, happening, message);
+    if let Some(id) = &message.id {
         // The same Id may come again in this very batch.
         let as_kept = Kept {
             session: session.key,
@@ -199,9 +201,9 @@ fn keep<'a>(
             version,
             created_at: None,
         };
-        kept.insert(message.id.clone(), as_kept);
+        kept.insert(id.clone(), as_kept);
     }
-    Ok(Decided { id: message.id.clone(), session_id: session.session_id.clone(), version, created_at: None })
+    Ok(Decided { id, session_id: session.session_id.clone(), version, kept_as, created_at: None })
 }
 
 fn message_type(caller: &Caller) -> MessageType {

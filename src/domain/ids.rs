@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
 
 use super::{fault::Fault, limits};
@@ -84,9 +85,26 @@ pub enum MessageId {
 }
 
 impl MessageId {
-    /// A new one, rising with time, so that its index grows at one end.
-    pub fn made() -> Self {
+    /// A new one that nothing else has, rising with time, so that its index grows at one end.
+    pub fn random() -> Self {
         Self::Uuid(uuid::Uuid::now_v7())
+    }
+
+    /// The Id of a message that was given none, made of where and when it was appended: a UUIDv7
+    /// (RFC 9562) of the milliseconds, the rest of the microseconds as 12 bits (its section 6.2,
+    /// method 3), and the version in place of random bits. Unique because the version is; as
+    /// `made_message_id` in the database.
+    pub fn made(version: i64, created_at: DateTime<Utc>) -> Self {
+        let us = created_at.timestamp_micros();
+        let (ms, rest) = (us.div_euclid(1000).unsigned_abs(), us.rem_euclid(1000).unsigned_abs() * 4096 / 1000);
+        Self::Uuid(uuid::Uuid::from_u64_pair(ms << 16 | 7 << 12 | rest, 1 << 63 | version.unsigned_abs()))
+    }
+
+    /// The version of the only message that may have this Id without having been given it.
+    pub fn version_made_of(&self) -> Option<i64> {
+        let Self::Uuid(id) = self else { return None };
+        let version = id.as_u64_pair().1 & (u64::MAX >> 2);
+        (id.get_version_num() == 7).then(|| i64::try_from(version).ok()).flatten()
     }
 
     /// Checks an Id that a client gave.
@@ -112,11 +130,12 @@ impl MessageId {
         }
     }
 
-    /// From the two columns.
-    pub fn from_columns(id: Option<uuid::Uuid>, text: Option<String>) -> Self {
-        match id {
-            Some(id) => Self::Uuid(id),
-            None => Self::Text(text.unwrap_or_default()),
+    /// From the two columns of a message, and from what else it is made of when both are null.
+    pub fn from_columns(id: Option<uuid::Uuid>, text: Option<String>, version: i64, created_at: DateTime<Utc>) -> Self {
+        match (id, text) {
+            (Some(id), _) => Self::Uuid(id),
+            (None, Some(text)) => Self::Text(text),
+            (None, None) => Self::made(version, created_at),
         }
     }
 }
@@ -158,6 +177,25 @@ mod tests {
         }
         assert!(matches!(MessageId::from_text(ids[0].to_owned()), MessageId::Uuid(_)));
         assert!(matches!(MessageId::from_text(ids[1].to_owned()), MessageId::Text(_)));
+    }
+
+    #[test]
+    fn an_id_that_is_made_tells_its_version_and_rises_with_it() {
+        let at = |us| DateTime::from_timestamp_micros(us).unwrap();
+        let ids: Vec<MessageId> = [
+            (1, 1_790_000_000_000_000),
+            (2, 1_790_000_000_000_000),
+            (4711, 1_790_000_000_000_001),
+            (1 << 40, 1_790_000_000_000_999),
+            (i64::MAX >> 1, 1_790_000_000_001_000),
+        ]
+        .map(|(version, us)| MessageId::made(version, at(us)))
+        .into();
+        assert_eq!(ids[2].to_string(), "01a0c450-6c00-7004-8000-000000001267");
+        let versions: Vec<Option<i64>> = ids.iter().map(MessageId::version_made_of).collect();
+        assert_eq!(versions, [1, 2, 4711, 1 << 40, i64::MAX >> 1].map(Some));
+        assert!(ids.windows(2).all(|pair| pair[0].to_string() < pair[1].to_string()), "{ids:?}");
+        assert_eq!(MessageId::from_text("9f2b1f2e-3d4c-4b6a-8000-000000001267".into()).version_made_of(), None);
     }
 
     #[test]

@@ -82,9 +82,8 @@ pub struct Message {
 #[derive(Debug, Clone)]
 pub struct NewMessage {
     pub session_id: String,
-    pub id: MessageId,
-    /// Whether the client gave the Id, so that it may have been kept before.
-    pub id_given: bool,
+    /// The client's; with one, it may have been kept before.
+    pub id: Option<MessageId>,
     pub content_type: ContentType,
     pub content: String,
 }

@@ -101,12 +101,9 @@ fn checked(request: SendRequest) -> Result<NewMessage, Fault> {
         .as_deref()
         .filter(|text| !text.is_empty())
         .map_or(Ok(ContentType::Text), ContentType::parse)?;
-    let given = request.id.filter(|id| !id.is_empty());
-    let id_given = given.is_some();
     Ok(NewMessage {
         session_id: session_id(request.session_id)?,
-        id: given.map_or_else(|| Ok(MessageId::made()), MessageId::parse)?,
-        id_given,
+        id: request.id.filter(|id| !id.is_empty()).map(MessageId::parse).transpose()?,
         content_type,
         content: checked_content(request.content, content_type)?,
     })

@@ -159,6 +159,7 @@ async fn find_ids(connection: &mut PgConnection, items: &[(i32, &Ack)], known: &
         .bind(ids.iter().map(|i| i.1).collect::<Vec<i32>>())
         .bind(ids.iter().map(|i| i.2.columns().0).collect::<Vec<Option<uuid::Uuid>>>())
         .bind(ids.iter().map(|i| i.2.columns().1).collect::<Vec<Option<&str>>>())
+        .bind(ids.iter().map(|i| i.2.version_made_of()).collect::<Vec<Option<i64>>>())
         .fetch_all(connection)
         .await?;
     Ok(named(rows))

@@ -41,12 +41,25 @@ struct EventRow<'a> {
 #[derive(Debug)]
 struct MessageRow<'a> {
     new: &'a NewMessage,
+    /// The client's, or ours where it is to be kept.
+    id: Option<MessageId>,
     r#type: MessageType,
     /// None for its second event, which holds no content.
     author: Option<FeedKey>,
     /// What its readers are shown besides.
     card: Arc<SessionCard>,
     agent: Option<Arc<Profile>>,
+}
+
+/// A message that is noted.
+#[derive(Debug)]
+pub struct Recorded {
+    /// Version of the owner's event; 0 when there is no owner.
+    pub version: i64,
+    /// Version of the event that holds it.
+    pub kept_as: i64,
+    /// None: it will have the Id that is made of `kept_as` and of when it is appended.
+    pub id: Option<MessageId>,
 }
 
 /// Starts a transaction and takes the append lock. The caller's next statement sees everything
@@ -195,26 +208,35 @@ impl<'a> Ledger<'a> {
         if self.head < first { 0 } else { first }
     }
 
-    /// Notes a message and the events that tell of it. Gives the version of the owner's event; 0
-    /// when there is no owner: it is kept all the same.
-    pub fn record_message(&mut self, found: &Found, author: FeedKey, happening: Happening, new: &'a NewMessage) -> i64 {
+    /// Notes a message and the events that tell of it. Without an owner it is kept all the same.
+    pub fn record_message(
+        &mut self,
+        found: &Found,
+        author: FeedKey,
+        happening: Happening,
+        new: &'a NewMessage,
+    ) -> Recorded {
         let session = &found.session;
         let r#type =
             if matches!(happening, Happening::Sent { .. }) { MessageType::Sent } else { MessageType::Received };
-        let first = self.head + 1;
+        let kept_as = self.head + 1;
+        // The first of what is appended at a time that only the database knows: its Id is what will
+        // tell it from another's event of that version.
+        let is_proof = self.appended_at.is_none() && self.events.is_empty();
+        let id = new.id.clone().or_else(|| is_proof.then(MessageId::random));
         let mut author = Some(author);
         let mut row = || {
             let (card, agent) = (Arc::clone(&found.card), found.agent.clone());
-            Some(MessageRow { new, r#type, author: author.take(), card, agent })
+            Some(MessageRow { new, id: id.clone(), r#type, author: author.take(), card, agent })
         };
         for told in happening.tells(session.gateway) {
             self.push(session.key, told, row());
         }
         if let Happening::Received { owner: None, seq } = happening {
             self.push(session.key, Told::nobody(seq), row());
-            return 0;
+            return Recorded { version: 0, kept_as, id };
         }
-        first
+        Recorded { version: kept_as, kept_as, id }
     }
 
     fn push(&mut self, session: SessionKey, told: Told, message: Option<MessageRow<'a>>) {
@@ -239,7 +261,10 @@ impl<'a> Ledger<'a> {
     /// What will show that this was committed; none when nothing is appended.
     pub fn proof(&self) -> Option<Proof> {
         let first = self.events.first()?;
-        let message = first.message.as_ref().map(|message| message.new.id.clone());
+        let message = first.message.as_ref().and_then(|message| message.id.clone());
+        if self.appended_at.is_none() && message.is_none() {
+            return None;
+        }
         Some(Proof { version: self.base + 1, appended_at: self.appended_at, message })
     }
 
@@ -252,10 +277,16 @@ impl<'a> Ledger<'a> {
     pub async fn write(&self, connection: &mut PgConnection, notify: bool) -> Result<Option<DateTime<Utc>>> {
         let events = &self.events;
         // The content and what goes with it; the second event of an agent's message has none.
-        let kept = |row: &EventRow<'a>| {
-            row.message.as_ref().filter(|message| message.author.is_some()).map(|message| message.new)
-        };
-        let columns = |row: &EventRow<'a>| kept(row).map_or((None, None), |new| new.id.columns());
+        fn kept<'r, 'a>(row: &'r EventRow<'a>) -> Option<&'r MessageRow<'a>> {
+            row.message.as_ref().filter(|message| message.author.is_some())
+        }
+        // Mostly there are none, and what is not there need not be sent.
+        let ids: Vec<(Option<uuid::Uuid>, Option<&str>)> = events
+            .iter()
+            .map(|row| kept(row).and_then(|message| message.id.as_ref()).map_or((None, None), MessageId::columns))
+            .collect();
+        let uuids = ids.iter().rposition(|id| id.0.is_some()).map_or(0, |last| last + 1);
+        let texts = ids.iter().rposition(|id| id.1.is_some()).map_or(0, |last| last + 1);
         sqlx::query_scalar(
             "/* appends.write */ select append_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
         )
@@ -272,9 +303,9 @@ impl<'a> Ledger<'a> {
         .bind(events.iter().map(|e| e.told.reason.map_or(0, Reason::number)).collect::<Vec<i16>>())
         .bind(events.iter().map(|e| e.message.as_ref().map_or(0, |m| m.r#type.number())).collect::<Vec<i16>>())
         .bind(events.iter().map(|e| e.message.as_ref().map_or(0, |m| m.new.content_type.number())).collect::<Vec<i16>>())
-        .bind(events.iter().map(|e| columns(e).0).collect::<Vec<Option<uuid::Uuid>>>())
-        .bind(events.iter().map(|e| columns(e).1).collect::<Vec<Option<&str>>>())
-        .bind(events.iter().map(|e| kept(e).map(|new| new.content.as_str())).collect::<Vec<Option<&str>>>())
+        .bind(ids[..uuids].iter().map(|id| id.0).collect::<Vec<Option<uuid::Uuid>>>())
+        .bind(ids[..texts].iter().map(|id| id.1).collect::<Vec<Option<&str>>>())
+        .bind(events.iter().map(|e| kept(e).map(|message| message.new.content.as_str())).collect::<Vec<Option<&str>>>())
         .fetch_one(connection)
         .await
     }
@@ -296,7 +327,7 @@ impl<'a> Ledger<'a> {
                 (None, Some(first)) => first.messages.clone(),
                 _ => vec![Arc::new(Message {
                     r#type: message.r#type,
-                    id: message.new.id.clone(),
+                    id: message.id.clone().unwrap_or_else(|| MessageId::made(version, appended_at)),
                     content_type: message.new.content_type,
                     content: message.new.content.clone(),
                     created_at: appended_at,

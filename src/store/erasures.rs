@@ -14,6 +14,7 @@
 
 use std::collections::HashSet;
 
+use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Result, appends::CHANNEL};
@@ -178,13 +179,15 @@ pub async fn find_erased(
     sessions: &[i64],
     ids: &[&MessageId],
 ) -> Result<HashSet<MessageId>> {
-    let rows: Vec<(Option<uuid::Uuid>, Option<String>)> = sqlx::query_as(include_str!("sql/find_erased.sql"))
+    type Row = (Option<uuid::Uuid>, Option<String>, i64, DateTime<Utc>);
+    let rows: Vec<Row> = sqlx::query_as(include_str!("sql/find_erased.sql"))
         .bind(sessions)
         .bind(ids.iter().filter_map(|id| id.columns().0).collect::<Vec<uuid::Uuid>>())
         .bind(ids.iter().filter_map(|id| id.columns().1).collect::<Vec<&str>>())
+        .bind(ids.iter().filter_map(|id| id.version_made_of()).collect::<Vec<i64>>())
         .fetch_all(connection)
         .await?;
-    Ok(rows.into_iter().map(|(id, id_text)| MessageId::from_columns(id, id_text)).collect())
+    Ok(rows.into_iter().map(|(id, text, version, at)| MessageId::from_columns(id, text, version, at)).collect())
 }
 
 #[cfg(test)]

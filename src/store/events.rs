@@ -88,9 +88,14 @@ pub async fn read_unacked(connection: &mut PgConnection, cards: &Cards, wanted: 
 /// # Errors
 /// When the database cannot be read.
 pub async fn read_all(connection: &mut PgConnection, cards: &Cards, after: i64, limit: i64) -> Result<Page> {
-    let read = sqlx::query(include_str!("sql/read_all.sql")).bind(after).bind(limit + 1);
-    let rows = take_rows(read.fetch(&mut *connection), limit, Order::Rising).await?;
-    assemble(connection, cards, rows).await
+    for _ in 0..READS_MAX {
+        let read = sqlx::query(include_str!("sql/read_all.sql")).bind(after).bind(limit + 1);
+        let mut rows = take_rows(read.fetch(&mut *connection), limit, Order::Rising).await?;
+        if complete(connection, &mut rows).await? {
+            return assemble(connection, cards, rows).await;
+        }
+    }
+    Err(half_gone())
 }
 
 async fn read(
@@ -101,15 +106,20 @@ async fn read(
     version: i64,
     order: Order,
 ) -> Result<Page> {
-    let read = sqlx::query(statement)
-        .bind(wanted.feed.0)
-        .bind(version)
-        .bind(wanted.limit + 1)
-        .bind(wanted.types.has(EventType::AddSession))
-        .bind(wanted.types.has(EventType::Message))
-        .bind(wanted.types.has(EventType::DelSession));
-    let rows = take_rows(read.fetch(&mut *connection), wanted.limit, order).await?;
-    assemble(connection, cards, rows).await
+    for _ in 0..READS_MAX {
+        let read = sqlx::query(statement)
+            .bind(wanted.feed.0)
+            .bind(version)
+            .bind(wanted.limit + 1)
+            .bind(wanted.types.has(EventType::AddSession))
+            .bind(wanted.types.has(EventType::Message))
+            .bind(wanted.types.has(EventType::DelSession));
+        let mut rows = take_rows(read.fetch(&mut *connection), wanted.limit, order).await?;
+        if complete(connection, &mut rows).await? {
+            return assemble(connection, cards, rows).await;
+        }
+    }
+    Err(half_gone())
 }
 
 /// An event as the statements give it: their columns, by number, in this order.
@@ -121,7 +131,20 @@ struct EventRow {
     profile: ProfileKey,
     r#type: EventType,
     reason: Option<Reason>,
-    message: Option<Arc<Message>>,
+    message: Held,
+}
+
+/// The message of an event.
+enum Held {
+    /// It tells of none.
+    None,
+    Here(Arc<Message>),
+    /// The event just before it holds it: the first of the two that an agent's message has.
+    Before {
+        r#type: MessageType,
+        content_type: ContentType,
+        created_at: DateTime<Utc>,
+    },
 }
 
 impl EventRow {
@@ -133,15 +156,19 @@ impl EventRow {
         let r#type = EventType::from_number(number)
             .ok_or_else(|| sqlx::Error::Decode(format!("event {version} has the unknown type {number}").into()))?;
         let message = if r#type == EventType::Message {
-            Some(Arc::new(Message {
-                r#type: MessageType::from_number(row.try_get_unchecked(8)?),
-                id: MessageId::from_columns(row.try_get_unchecked(10)?, row.try_get_unchecked(11)?),
-                content_type: ContentType::from_number(row.try_get_unchecked(9)?),
-                content: row.try_get_unchecked(12)?,
-                created_at: row.try_get_unchecked(2)?,
-            }))
+            let created_at = row.try_get_unchecked(2)?;
+            let content_type = ContentType::from_number(row.try_get_unchecked(9)?);
+            let r#type = MessageType::from_number(row.try_get_unchecked(8)?);
+            match row.try_get_unchecked(12)? {
+                Some(content) => {
+                    let (id, text) = (row.try_get_unchecked(10)?, row.try_get_unchecked(11)?);
+                    let id = MessageId::from_columns(id, text, version, created_at);
+                    Held::Here(Arc::new(Message { r#type, id, content_type, content, created_at }))
+                }
+                None => Held::Before { r#type, content_type, created_at },
+            }
         } else {
-            None
+            Held::None
         };
         Ok(Self {
             version,
@@ -196,7 +223,9 @@ async fn take_rows(mut stream: impl Stream<Item = Result<PgRow>> + Unpin, limit:
         if !follows {
             return Err(sqlx::Error::Decode(format!("event {} comes out of order", event.version).into()));
         }
-        bytes += event.message.as_ref().map_or(0, |message| message.content.len());
+        if let Held::Here(message) = &event.message {
+            bytes += message.content.len();
+        }
         rows.events.push(event);
         if bytes >= limits::ANSWER_BYTES_MAX {
             (rows.more, rows.cut) = (true, true);
@@ -206,14 +235,62 @@ async fn take_rows(mut stream: impl Stream<Item = Result<PgRow>> + Unpin, limit:
     Ok(rows)
 }
 
-/// The message of a row that holds one; `type_column` names its type.
-pub(super) fn read_message(row: &PgRow, type_column: &str) -> Result<Message> {
+/// Whoever reads while old events go may have to read once more; each time more of them is gone for good.
+const READS_MAX: usize = 5;
+
+fn half_gone() -> sqlx::Error {
+    sqlx::Error::Decode(
+        "an agent's message has a second event but no first; was the events table changed by hand?".into(),
+    )
+}
+
+/// Finds what second events tell. Mostly there are none; to look for it in the statements themselves
+/// would cost every row. False when one is not kept any more, and so neither is its second: read anew.
+async fn complete(connection: &mut PgConnection, rows: &mut Rows) -> Result<bool> {
+    let firsts: Vec<i64> = rows
+        .events
+        .iter()
+        .filter(|event| matches!(event.message, Held::Before { .. }))
+        .map(|event| event.version - 1)
+        .collect();
+    if firsts.is_empty() {
+        return Ok(true);
+    }
+    let mut stream = sqlx::query(include_str!("sql/first_events.sql")).bind(firsts).fetch(connection);
+    let (mut bytes, mut complete) = (0, rows.events.len());
+    for (position, event) in rows.events.iter_mut().enumerate() {
+        let Held::Before { r#type, content_type, created_at } = event.message else { continue };
+        let Some(row) = stream.try_next().await? else { return Ok(false) };
+        let version: i64 = row.try_get(0)?;
+        if version != event.version - 1 {
+            return Ok(false);
+        }
+        let content: String = row.try_get(3)?;
+        bytes += content.len();
+        let id = MessageId::from_columns(row.try_get(1)?, row.try_get(2)?, version, created_at);
+        event.message = Held::Here(Arc::new(Message { r#type, id, content_type, content, created_at }));
+        if bytes >= limits::ANSWER_BYTES_MAX {
+            complete = position + 1;
+            break;
+        }
+    }
+    if complete < rows.events.len() {
+        rows.events.truncate(complete);
+        (rows.more, rows.cut) = (true, true);
+    }
+    Ok(true)
+}
+
+/// The message of a row that holds one; `version_column` names the version of its event.
+pub(super) fn read_message(row: &PgRow, version_column: &str) -> Result<Message> {
+    let created_at = row.try_get("created_at")?;
+    let (id, text, version) = (row.try_get("id")?, row.try_get("id_text")?, row.try_get(version_column)?);
     Ok(Message {
-        r#type: MessageType::from_number(row.try_get(type_column)?),
-        id: MessageId::from_columns(row.try_get("id")?, row.try_get("id_text")?),
+        r#type: MessageType::from_number(row.try_get("message_type")?),
+        id: MessageId::from_columns(id, text, version, created_at),
         content_type: ContentType::from_number(row.try_get("content_type")?),
         content: row.try_get("content")?,
-        created_at: row.try_get("created_at")?,
+        created_at,
     })
 }
 
@@ -259,8 +336,8 @@ async fn assemble(connection: &mut PgConnection, cards: &Cards, rows: Rows) -> R
                 agent: profiles.get(&event.profile).cloned().flatten(),
                 reason: event.reason,
                 messages: match event.message {
-                    Some(message) => vec![message],
-                    None => brought.remove(&event.version).unwrap_or_default(),
+                    Held::Here(message) => vec![message],
+                    _ => brought.remove(&event.version).unwrap_or_default(),
                 },
             })
         })
@@ -302,7 +379,7 @@ async fn last_messages(connection: &mut PgConnection, events: &[EventRow]) -> Re
         let Some((_, event)) = usize::try_from(position).ok().and_then(|position| adding.get(position)) else {
             continue;
         };
-        let message = read_message(row, "type")?;
+        let message = read_message(row, "version")?;
         bytes += message.content.len();
         brought.messages.entry(event.version).or_default().push(Arc::new(message));
     }

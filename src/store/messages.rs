@@ -31,10 +31,17 @@ pub struct Kept {
 pub async fn find_kept(connection: &mut PgConnection, ids: &[&MessageId]) -> Result<HashMap<MessageId, Kept>> {
     let uuids: Vec<uuid::Uuid> = ids.iter().filter_map(|id| id.columns().0).collect();
     let texts: Vec<&str> = ids.iter().filter_map(|id| id.columns().1).collect();
-    let rows = sqlx::query(include_str!("sql/find_kept.sql")).bind(uuids).bind(texts).fetch_all(connection).await?;
+    let versions: Vec<i64> = ids.iter().filter_map(|id| id.version_made_of()).collect();
+    let rows = sqlx::query(include_str!("sql/find_kept.sql"))
+        .bind(uuids)
+        .bind(texts)
+        .bind(versions)
+        .fetch_all(connection)
+        .await?;
+    // Among those found by a version may be some that were not asked for: their Ids say so.
     rows.iter()
         .map(|row| {
-            let message = read_message(row, "type")?;
+            let message = read_message(row, "kept_as")?;
             let kept = Kept {
                 session: SessionKey(row.try_get("session_key")?),
                 author: FeedKey(row.try_get("author_key")?),
@@ -78,7 +85,7 @@ pub async fn history(
     // In the order of versions, which is that of the numbers in the session: newer partitions first.
     let rows = sqlx::query(
         "/* messages.history */
-         select message_type, created_at, content_type, id, id_text, content from events
+         select version, message_type, created_at, content_type, id, id_text, content from events
          where session_key = $1 and content is not null and version < $2 order by version desc limit $3",
     )
     .bind(session.0)
@@ -86,7 +93,7 @@ pub async fn history(
     .bind(limit)
     .fetch_all(connection)
     .await?;
-    rows.iter().map(|row| read_message(row, "message_type")).collect::<Result<Vec<Message>>>().map(Some)
+    rows.iter().map(|row| read_message(row, "version")).collect::<Result<Vec<Message>>>().map(Some)
 }
 
 /// The version of the event that holds a message, or the number itself.
@@ -97,11 +104,16 @@ async fn version_of(connection: &mut PgConnection, session: SessionKey, text: &s
         "/* messages.history */
          select version from events where id = $1 and session_key = $3
          union all
-         select version from events where id_text = $2 and session_key = $3",
+         select version from events where id_text = $2 and session_key = $3
+         union all
+         select version from events
+         where version = $4 and session_key = $3 and id is null and id_text is null and content is not null
+           and made_message_id(version, created_at) = $1",
     )
     .bind(uuid)
     .bind(id_text)
     .bind(session.0)
+    .bind(id.version_made_of())
     .fetch_optional(connection)
     .await?;
     Ok(version.or_else(|| text.parse().ok()))

@@ -382,7 +382,7 @@ fn read_line(row: &PgRow) -> Result<SessionLine> {
         owner_name: row.try_get("owner_name")?,
         opened_at: row.try_get("opened_at")?,
         closed_at: row.try_get("closed_at")?,
-        last_message: if has_message { Some(read_message(row, "message_type")?) } else { None },
+        last_message: if has_message { Some(read_message(row, "version")?) } else { None },
     })
 }
 

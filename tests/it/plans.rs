@@ -231,8 +231,11 @@ async fn the_tail_scan_history_lists_and_times_use_their_indexes() {
     for (statement, arguments) in [
         (include_str!("../../src/store/sql/sessions_for_append.sql"), "'{session-7}'"),
         (include_str!("../../src/store/sql/last_messages.sql"), "'{0}', '{7}', '{100000}', 20, 4000000"),
-        (include_str!("../../src/store/sql/find_kept.sql"), "array[gen_random_uuid()], '{x}'"),
-        (include_str!("../../src/store/sql/find_acked_ids.sql"), "'{0}', '{7}', array[gen_random_uuid()], '{x}'"),
+        (include_str!("../../src/store/sql/find_kept.sql"), "array[gen_random_uuid()], '{x}', '{5}'"),
+        (
+            include_str!("../../src/store/sql/find_acked_ids.sql"),
+            "'{0}', '{7}', array[gen_random_uuid()], '{x}', '{5}'",
+        ),
         (include_str!("../../src/store/sql/probe_acks.sql"), "'{7}', '{1}', '{100}', '{2000}'"),
         (
             "select version from events where session_key = $1 and content is not null and version < $2 order by version desc limit $3",

@@ -325,3 +325,89 @@ async fn a_client_that_goes_away_changes_nothing_about_its_commit() {
     assert_eq!(web.send_id("s1", "gone-xx", "text").await.ok()["Version"], 23);
     assert_eq!(ann.feed().await.len(), 22);
 }
+
+#[tokio::test]
+async fn a_message_that_was_given_no_id_is_known_by_the_one_it_has() {
+    let (desk, ann, web) = desk_with_session().await;
+    // To the queue, from the customer, from the agent; in batches, of which the first message is kept with its Id.
+    let of = |session: &str, text: &str| json!({"SessionId": session, "Content": text});
+    ann.post("/agent/presence", json!({"Status": "away"})).await.ok();
+    web.open("s2").await.ok();
+    let customers = json!([of("s1", "one"), of("s1", "two"), of("s2", "three"), of("s2", "four")]);
+    let mut sent = web.post("/message/send", customers.clone()).await.ok().as_array().expect("a batch").clone();
+    ann.post("/agent/presence", json!({"Status": "online"})).await.ok();
+    let agents = json!([of("s1", "five"), of("s1", "six")]);
+    sent.extend(ann.post("/message/send", agents.clone()).await.ok().as_array().expect("a batch").clone());
+    let ids: Vec<&str> = sent.iter().map(|sent| sent["Id"].as_str().expect("a text")).collect();
+    assert!(ids.iter().all(|id| uuid::Uuid::parse_str(id).is_ok_and(|id| id.get_version_num() == 7)), "{ids:?}");
+    assert!(ids.windows(2).all(|pair| pair[0] != pair[1]), "{ids:?}");
+
+    // Everybody is shown it under that Id: feeds from memory and from the table, histories, lists.
+    let ids_in = |events: Vec<Value>| -> Vec<(String, String)> {
+        let messages = events.iter().flat_map(|event| event["Data"]["Message"].as_array().expect("a list").clone());
+        let mut ids: Vec<(String, String)> = messages
+            .map(|message| (message["Content"].to_string(), message["Id"].as_str().expect("a text").to_owned()))
+            .collect();
+        ids.sort();
+        ids
+    };
+    let mut all: Vec<(String, String)> = ["one", "two", "three", "four", "five", "six"]
+        .iter()
+        .zip(&ids)
+        .map(|(text, id)| (json!(text).to_string(), (*id).to_owned()))
+        .collect();
+    all.sort();
+    while ids_in(ann.query("a=0&wait=0").await.events()).len() < 6 {
+        ann.query("a=0&wait=1").await;
+    }
+    assert_eq!(ids_in(ann.query("a=0&wait=0").await.events()), all);
+    assert_eq!(ids_in(ann.query("a=0&wait=1").await.events()), all);
+    assert_eq!(ids_in(ann.query("b=now").await.events()), all);
+    let shown_to_gateway = ids_in(web.query("a=0&wait=0").await.events());
+    assert_eq!(
+        shown_to_gateway,
+        all.iter().filter(|(text, _)| ["\"five\"", "\"six\""].contains(&text.as_str())).cloned().collect::<Vec<_>>()
+    );
+    let history = ann.get("/session/history?SessionId=s1").await.ok();
+    let history: Vec<&Value> = history.as_array().expect("a list").iter().map(|message| &message["Id"]).collect();
+    assert_eq!(history, [&sent[0]["Id"], &sent[1]["Id"], &sent[4]["Id"], &sent[5]["Id"]]);
+    let before = ann.get(&format!("/session/history?SessionId=s1&b={}", ids[5])).await.ok();
+    assert_eq!(before.as_array().expect("a list").len(), 3);
+    let list = ann.get("/session/list?status=open").await.ok();
+    let last: Vec<&Value> =
+        list.as_array().expect("a list").iter().map(|session| &session["LastMessage"]["Id"]).collect();
+    assert_eq!(last, [&sent[3]["Id"], &sent[5]["Id"]], "newest first");
+    let mut sql = desk.sql().await;
+    let mut kept: Vec<(String, String)> =
+        sqlx::query_as("select to_json(content)::text, coalesce(id::text, id_text) from messages")
+            .fetch_all(&mut sql)
+            .await
+            .expect("the view");
+    kept.sort();
+    assert_eq!(kept, all);
+
+    // Repeated under it: nothing new. With something else: refused.
+    for (number, message) in customers.as_array().expect("a list").iter().enumerate() {
+        let mut again = message.clone();
+        again["Id"] = sent[number]["Id"].clone();
+        assert_eq!(web.post("/message/send", again.clone()).await.ok(), sent[number], "{again}");
+        again["Content"] = json!("else");
+        assert_eq!(web.post("/message/send", again).await.code(), 40901);
+    }
+    // Acknowledged by it: each event that brought it, the AddSession of the last one too.
+    let all_of_ann = ids.join(",");
+    ann.query(&format!("c={all_of_ann}&wait=0")).await.ok();
+    let left = ann.query("wait=0").await;
+    assert_eq!(left.types(), ["AddSession"], "the one that brought nothing: {}", left.text);
+    web.query(&format!("c={}&wait=0", ids[4..].join(","))).await.ok();
+    assert!(web.query("wait=0").await.types().iter().all(|r#type| r#type == "AddSession"));
+    // One that only looks like it, of another moment, is nobody's: it acknowledges nothing and is kept as it is.
+    let stranger = format!("00{}", &ids[1][2..]);
+    let fresh = json!({"SessionId": "s1", "Id": stranger, "Content": "two"});
+    let kept = web.post("/message/send", fresh.clone()).await.ok();
+    assert!(kept["Version"].as_i64() > sent[5]["Version"].as_i64() && kept["Id"] == fresh["Id"], "{kept}");
+    ann.query(&format!("c={}&wait=0", stranger.replacen("00", "0f", 1))).await.ok();
+    assert_eq!(ann.query("wait=0").await.types(), ["AddSession", "Message"]);
+    assert_eq!(web.post("/message/send", fresh).await.ok(), kept);
+    desk.stop().await;
+}

@@ -2,7 +2,7 @@
 -- $1 before, $2 rows, $3 statuses, $4 whose (not used by admins): a range of sessions_by_status for each status.
 select s.session_id, s.session_type, s.from_id, s.from_name, s.from_image, s.status, s.opened_at, s.closed_at,
        f.feed_id as owner_id, p.name as owner_name,
-       m.message_type, m.created_at, m.content_type, m.id, m.id_text, m.content
+       m.version, m.message_type, m.created_at, m.content_type, m.id, m.id_text, m.content
 from (
     select s.* from unnest($3::smallint[]) wanted (status)
     cross join lateral (
