@@ -18,15 +18,15 @@ RUN mkdir src benches \
  && : > src/lib.rs \
  && sed -n '/^\[\[bench\]\]/,/^$/s/^name *= *"\(.*\)"$/\1/p' Cargo.toml > benches.txt \
  && while read -r bench; do : > "benches/$bench.rs"; done < benches.txt \
- && cargo build --locked --profile dist --bin deskfeed \
- && cargo clean --locked --profile dist --package deskfeed \
+ && cargo build --locked --release --bin deskfeed \
+ && cargo clean --locked --release --package deskfeed \
  && rm -r src benches.txt
 
 # --- the binary ----------------------------------------------------------------
 FROM dependencies AS build
 # All that .dockerignore lets through: sources, and migrations, which are compiled in.
 COPY . .
-RUN cargo build --locked --profile dist --bin deskfeed
+RUN cargo build --locked --release --bin deskfeed
 
 # --- what a dynamically linked program needs of Debian -------------------------
 FROM ${BASE_IMAGE} AS files
@@ -64,7 +64,7 @@ LABEL org.opencontainers.image.title="deskfeed" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=files /out /
-COPY --from=build /src/target/dist/deskfeed /deskfeed
+COPY --from=build /src/target/release/deskfeed /deskfeed
 USER 65532:65532
 # The binary starts with the libraries above, as this user; else the build ends here.
 RUN ["/deskfeed", "--version"]

@@ -60,6 +60,10 @@ pub struct ServeArgs {
     /// Most connections for reads; writing and listening take four more.
     #[arg(long, env = "DESKFEED_DB_READERS", default_value = "8", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub db_readers: u32,
+    /// Threads that serve requests [default: as many as the machine has cores; half of them where PostgreSQL
+    /// is on the same machine, for it needs the others].
+    #[arg(long, env = "DESKFEED_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
 }
 
 /// What to log and how.
@@ -149,6 +153,7 @@ impl ServeArgs {
             polls_per_token: 1000,
             requests_per_second: None,
             db_readers: 8,
+            threads: None,
         }
     }
 

@@ -89,14 +89,18 @@ pub fn main() -> ExitCode {
     }
     // sqlx and reqwest both look for it; installing it twice is no harm.
     drop(rustls::crypto::ring::default_provider().install_default());
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let command = cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve)));
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Command::Serve(args) = &command {
+        builder.worker_threads(serve::threads(args));
+    }
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("deskfeed: the runtime cannot be started: {error}");
             return ExitCode::FAILURE;
         }
     };
-    let command = cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve)));
     let outcome = runtime.block_on(async {
         match command {
             Command::Serve(args) => serve::run(&args).await,

@@ -232,12 +232,31 @@ struct DataJson<'a> {
 /// One side of a conversation: id, name, image.
 type Party<'a> = (Option<&'a str>, Option<&'a str>, Option<&'a str>);
 
+/// Events as the wire shows them. Made once, in one piece of memory; readers share the bytes.
+///
+/// # Errors
+/// Never in practice: the shape holds nothing that JSON cannot.
+pub fn encode(events: &[Event], zone: Tz) -> Result<Vec<Bytes>, serde_json::Error> {
+    // Room for what surrounds the content, so that nothing is moved once it is written.
+    let messages = events.iter().flat_map(|event| &event.messages);
+    let content: usize = messages.map(|message| message.content.len() + 130).sum();
+    let mut bytes = Vec::with_capacity(content + 220 * events.len());
+    let mut ends = Vec::with_capacity(events.len());
+    for event in events {
+        event.encode_into(zone, &mut bytes)?;
+        ends.push(bytes.len());
+    }
+    let mut bytes = Bytes::from(bytes);
+    let mut start = 0;
+    Ok(ends.into_iter().map(|end| bytes.split_to(end - std::mem::replace(&mut start, end))).collect())
+}
+
 impl Event {
-    /// The event as the wire shows it. Made once; readers share the bytes.
+    /// Writes the event as the wire shows it.
     ///
     /// # Errors
     /// Never in practice: the shape holds nothing that JSON cannot.
-    pub fn encode(&self, zone: Tz) -> Result<Bytes, serde_json::Error> {
+    fn encode_into(&self, zone: Tz, bytes: &mut Vec<u8>) -> Result<(), serde_json::Error> {
         let (from, to) = self.parties();
         let json = EventJson {
             e: self.r#type.name(),
@@ -256,11 +275,7 @@ impl Event {
                 reason: self.reason.map(Reason::name),
             },
         };
-        // Room for what surrounds the content, so that it is written without moving.
-        let content: usize = self.messages.iter().map(|message| message.content.len() + 160).sum();
-        let mut bytes = Vec::with_capacity(content + 256);
-        serde_json::to_writer(&mut bytes, &json)?;
-        Ok(Bytes::from(bytes))
+        serde_json::to_writer(bytes, &json)
     }
 
     /// From is who wrote or opened, To is who receives.
@@ -310,7 +325,7 @@ mod tests {
     }
 
     fn json(event: &Event, zone: Tz) -> serde_json::Value {
-        serde_json::from_slice(&event.encode(zone).unwrap()).unwrap()
+        serde_json::from_slice(&encode(std::slice::from_ref(event), zone).unwrap()[0]).unwrap()
     }
 
     #[test]

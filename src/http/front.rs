@@ -96,13 +96,17 @@ async fn answer(
 /// The token comes before anything else, the method too.
 async fn through(mut front: Front, route: Option<&'static Route>, mut request: Request) -> Response {
     if route.is_some_and(|route| route.token == Token::Needed) {
-        match auth::authenticate(&front.app, request.headers()).await {
-            Ok(grant) => request.extensions_mut().insert(grant),
+        let grant = match auth::authenticate(&front.app, request.headers()).await {
+            Ok(grant) => grant,
             Err(fault) => return Problem(fault).into_response(),
         };
         if let Err(fault) = limit_url(&request) {
             return Problem(fault).into_response();
         }
+        if let Some(direct) = route.and_then(|route| route.direct).filter(|_| request.method() == Method::POST) {
+            return direct(front.app, grant, request).await;
+        }
+        request.extensions_mut().insert(grant);
     }
     match front.router.call(request).await {
         Ok(response) => response,

@@ -1,5 +1,7 @@
 //! `POST /message/send`: one message or a batch.
 
+use std::{pin::Pin, sync::Arc};
+
 use axum::{
     Json,
     extract::{Request, State},
@@ -24,6 +26,7 @@ use crate::{
         limits,
         message::{ContentType, NewMessage, checked_content},
     },
+    store::tokens::Grant,
 };
 
 /// Adds a message to a session (a gateway: from the customer; the owner: to the customer), or a batch of 1..1000.
@@ -52,6 +55,15 @@ pub async fn send(State(app): State<App>, Holder(grant): Holder, request: Reques
     let mut sent = app.writer.send(Send { caller: grant.caller.clone(), messages: vec![message] }).await?;
     let sent = sent.pop().unwrap_or_else(|| Err(Fault::internal("a message without an outcome")))?;
     Ok(Json(answer(&app, sent)).into_response())
+}
+
+/// [`send`], without what axum does before it.
+pub fn direct(
+    app: App,
+    grant: Arc<Grant>,
+    request: Request,
+) -> Pin<Box<dyn Future<Output = Response> + std::marker::Send>> {
+    Box::pin(async { send(State(app), Holder(grant), request).await.into_response() })
 }
 
 async fn send_batch(app: &App, caller: &crate::domain::caller::Caller, body: &RawBody) -> Result<Response, Fault> {

@@ -1,10 +1,15 @@
 //! All routes, on one screen. What comes before each of them is in [`super::front`].
 
-use std::sync::OnceLock;
+use std::{
+    pin::Pin,
+    sync::{Arc, OnceLock},
+};
 
 use axum::{
     Router,
+    extract::Request,
     handler::Handler,
+    response::Response,
     routing::{MethodRouter, get, post},
 };
 
@@ -12,12 +17,14 @@ use super::{
     admin, agent, feed, front::Front, health, message_query, message_send, openapi, problem::Problem, session,
     state::App,
 };
-use crate::domain::fault::Fault;
+use crate::{domain::fault::Fault, store::tokens::Grant};
 
 /// A path, and what it asks for before its handler is called.
 pub struct Route {
     pub path: &'static str,
     handlers: Handlers,
+    /// Called without axum's routing where there is a token and the method is POST: what is sent all the time.
+    pub direct: Option<Direct>,
     pub token: Token,
     /// Held open on purpose: its time says nothing.
     pub is_poll: bool,
@@ -35,6 +42,7 @@ pub enum Token {
 }
 
 type Handlers = fn() -> MethodRouter<App>;
+type Direct = fn(App, Arc<Grant>, Request) -> Pin<Box<dyn Future<Output = Response> + Send>>;
 
 /// How a route is treated.
 #[derive(Clone, Copy)]
@@ -48,11 +56,17 @@ enum Kind {
 const fn route(kind: Kind, path: &'static str, handlers: Handlers) -> Route {
     let token = if matches!(kind, Kind::Client | Kind::Poll) { Token::Needed } else { Token::NotNeeded };
     let (is_poll, is_probe) = (matches!(kind, Kind::Poll), matches!(kind, Kind::Probe));
-    Route { path, handlers, token, is_poll, is_probe, times_of_ok: [OnceLock::new(), OnceLock::new()] }
+    Route { path, handlers, direct: None, token, is_poll, is_probe, times_of_ok: [OnceLock::new(), OnceLock::new()] }
 }
 
 const fn client(path: &'static str, handlers: Handlers) -> Route {
     route(Kind::Client, path, handlers)
+}
+
+const fn direct(path: &'static str, handlers: Handlers, direct: Direct) -> Route {
+    let mut route = client(path, handlers);
+    route.direct = Some(direct);
+    route
 }
 
 const fn probe(path: &'static str, handlers: Handlers) -> Route {
@@ -62,7 +76,7 @@ const fn probe(path: &'static str, handlers: Handlers) -> Route {
 static ROUTES: [Route; 18] = [
     // Clients: agents, gateways, admins.
     route(Kind::Poll, "/message/query", || get_and_post(message_query::query, message_query::query_post)),
-    client("/message/send", || post_only(message_send::send)),
+    direct("/message/send", || post_only(message_send::send), message_send::direct),
     client("/session/open", || post_only(session::open)),
     client("/session/close", || post_only(session::close)),
     client("/session/release", || post_only(session::release)),

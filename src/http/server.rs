@@ -154,6 +154,7 @@ async fn requests<S: Serves>(
         .serve_connection(TokioIo::new(stream), service);
     let mut told_to_end = pin!(told_to_end(lifecycle, line));
     let mut is_ending = false;
+    let mut cut = pin!(lifecycle.ending().cancelled());
     let left = loop {
         let step = poll_fn(|context| match Pin::new(&mut connection).poll(context) {
             Poll::Ready(ended) => Poll::Ready(Step::Ended(ended)),
@@ -167,7 +168,8 @@ async fn requests<S: Serves>(
                 is_ending = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }
-            () = lifecycle.ending().cancelled() => return None,
+            // Comes after the other, and so need not be looked at before it.
+            () = cut.as_mut(), if is_ending => return None,
         }
     };
     match left {

@@ -27,7 +27,7 @@ use crate::{
     domain::{
         caller::Caller,
         cursor::{Cursor, From, Query},
-        event::Event,
+        event,
         fault::Fault,
         ids::{FeedId, FeedKey},
         limits,
@@ -330,27 +330,21 @@ fn from_slice(slice: Slice) -> Answer {
 
 /// Encodes a page and cuts it where the answer would grow too large; one event always fits.
 fn fitting(live: &Live, page: &mut Page) -> Result<Answer, Fault> {
+    let mut encoded = event::encode(&page.events, live.zone).map_err(Fault::internal)?;
     let mut bytes = 0;
-    let mut encoded = Vec::with_capacity(page.events.len());
-    for event in &page.events {
-        let json = encode(live, event)?;
+    let fits = encoded.iter().take_while(|json| {
         bytes += json.len() + 1;
-        if bytes > limits::ANSWER_BYTES_MAX && !encoded.is_empty() {
-            page.more = true;
-            break;
-        }
-        encoded.push(json);
-    }
-    page.events.truncate(encoded.len());
+        bytes <= limits::ANSWER_BYTES_MAX
+    });
+    let fitting = fits.count().max(1).min(encoded.len());
+    page.more |= fitting < encoded.len();
+    encoded.truncate(fitting);
+    page.events.truncate(fitting);
     let next = match page.events.last() {
         Some(last) if page.more => last.version,
         _ => page.head,
     };
     Ok(Answer { events: encoded, next, more: page.more })
-}
-
-fn encode(live: &Live, event: &Event) -> Result<Bytes, Fault> {
-    event.encode(live.zone).map_err(Fault::internal)
 }
 
 /// How a wait ended.

@@ -36,7 +36,11 @@ use super::{
     tokens::Tokens,
 };
 use crate::{
-    domain::{event::Event, ids::FeedKey, limits},
+    domain::{
+        event::{self, Event},
+        ids::FeedKey,
+        limits,
+    },
     store::{
         Result, appends,
         cards::Cards,
@@ -123,17 +127,12 @@ impl Live {
     }
 
     fn encode(&self, events: &[Event]) -> std::result::Result<Vec<Encoded>, serde_json::Error> {
-        events
-            .iter()
-            .map(|event| {
-                Ok(Encoded {
-                    version: event.version,
-                    feed: event.feed,
-                    r#type: event.r#type,
-                    json: event.encode(self.zone)?,
-                })
-            })
-            .collect()
+        let json = event::encode(events, self.zone)?;
+        let encoded = events.iter().zip(json).map(|(event, json)| {
+            let Event { version, feed, r#type, .. } = *event;
+            Encoded { version, feed, r#type, json }
+        });
+        Ok(encoded.collect())
     }
 }
 

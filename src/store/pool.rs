@@ -1,6 +1,7 @@
 //! Connections: a pool for reads, single ones for the writers and the listener.
 
 use std::{
+    net::IpAddr,
     ops::{Deref, DerefMut},
     str::FromStr,
     time::Duration,
@@ -116,6 +117,15 @@ impl Db {
     }
 }
 
+/// Whether a database's URL leads to this very machine: by a socket or a loopback address.
+pub fn is_on_this_machine(url: &str) -> bool {
+    PgConnectOptions::from_str(url).is_ok_and(|options| {
+        let host = options.get_host().trim_matches(['[', ']']);
+        let is_loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        options.get_socket().is_some() || host.starts_with('/') || host == "localhost" || is_loopback
+    })
+}
+
 async fn set_up(connection: &mut PgConnection, purpose: Purpose) -> super::Result<()> {
     sqlx::raw_sql(AssertSqlSafe(session_settings())).execute(&mut *connection).await?;
     if purpose == Purpose::Appends {
@@ -184,4 +194,25 @@ pub async fn deadline<T>(ms: u64, work: impl Future<Output = super::Result<T>>) 
 /// As `work`, or `PoolTimedOut`.
 pub async fn read_deadline<T>(work: impl Future<Output = super::Result<T>>) -> super::Result<T> {
     deadline(limits::DB_READ_MS, work).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_on_this_machine_is_known() {
+        for url in [
+            "postgres://u:p@localhost/d",
+            "postgres://u@127.0.0.1:5433/d",
+            "postgres://u@[::1]/d",
+            "postgres://u@localhost/d?host=/run/postgresql",
+            "postgres://%2Frun%2Fpostgresql/d",
+        ] {
+            assert!(is_on_this_machine(url), "{url}");
+        }
+        for url in ["postgres://u@db/d", "postgres://u@10.0.0.1/d", "postgres://u@localhost/d?host=db", "rubbish"] {
+            assert!(!is_on_this_machine(url), "{url}");
+        }
+    }
 }
