@@ -227,3 +227,41 @@ async fn the_counter_of_open_sessions_is_what_a_count_gives() {
     .expect("the agents");
     assert_eq!(wrong, []);
 }
+
+#[tokio::test]
+async fn an_event_that_contradicts_itself_is_not_appended() {
+    let mut connection = PgConnection::connect(&postgres::new_database().await).await.expect("it answers");
+    let mut append = async |event: &str| {
+        let statement = format!(
+            "select append_events((select coalesce(max(version), 0) from events), null, null, false, '{{1}}', '{{1}}', '{{0}}', {event}) is not null"
+        );
+        sqlx::query_scalar::<_, bool>(AssertSqlSafe(statement)).fetch_one(&mut connection).await
+    };
+    // author, number in its session, type, reason, type and content type of its message; Ids and content.
+    for good in [
+        "'{0}', '{1}', '{0}', '{0}', '{0}', '{0}', '{}', '{}', '{null}'",
+        "'{0}', '{0}', '{2}', '{3}', '{0}', '{0}', '{}', '{}', '{}'",
+        "'{5}', '{1}', '{1}', '{0}', '{1}', '{1}', '{}', '{}', '{x}'",
+        "'{5}', '{2}', '{1}', '{0}', '{0}', '{0}', array[gen_random_uuid()], '{}', '{x}'",
+        "'{5}', '{3}', '{1}', '{0}', '{0}', '{0}', '{}', '{m-1}', '{\"\"}'",
+        "'{0}', '{3}', '{1}', '{0}', '{1}', '{0}', '{}', '{}', '{}'",
+    ] {
+        assert!(append(good).await.expect(good), "{good}");
+    }
+    for bad in [
+        "'{0}', '{1}', '{3}', '{0}', '{0}', '{0}', '{}', '{}', '{}'",
+        "'{0}', '{1}', '{2}', '{4}', '{0}', '{0}', '{}', '{}', '{}'",
+        "'{0}', '{1}', '{1}', '{0}', '{2}', '{0}', '{}', '{}', '{}'",
+        "'{0}', '{1}', '{1}', '{0}', '{0}', '{2}', '{}', '{}', '{}'",
+        "'{5}', '{1}', '{1}', '{0}', '{0}', '{0}', '{}', '{}', '{}'",
+        "'{0}', '{1}', '{1}', '{0}', '{0}', '{0}', '{}', '{m-2}', '{}'",
+        "'{0}', '{1}', '{1}', '{0}', '{0}', '{0}', array[gen_random_uuid()], '{}', '{}'",
+        "'{0}', '{1}', '{1}', '{0}', '{0}', '{0}', '{}', '{}', '{x}'",
+        "'{5}', '{1}', '{0}', '{0}', '{0}', '{0}', '{}', '{}', '{x}'",
+        "'{5}', '{1}', '{1}', '{0}', '{0}', '{0}', array[gen_random_uuid()], '{m-2}', '{x}'",
+    ] {
+        let error = append(bad).await.expect_err(bad);
+        let code = error.as_database_error().and_then(|error| error.code()).map(std::borrow::Cow::into_owned);
+        assert_eq!(code.as_deref(), Some("23502"), "{bad}: {error}");
+    }
+}
