@@ -15,6 +15,9 @@ use sqlx::{
 
 use crate::domain::{fault::Fault, limits};
 
+/// How long after its last use a connection is taken for alive.
+const BELIEVED_FOR: Duration = Duration::from_secs(1);
+
 /// What a connection is for; shown to the DBA in `pg_stat_activity.application_name`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
@@ -73,6 +76,12 @@ impl Db {
             .acquire_timeout(Duration::from_millis(limits::DB_ACQUIRE_MS))
             .idle_timeout(Duration::from_secs(60))
             .max_lifetime(Duration::from_secs(1800))
+            // To ask each time whether a connection still works is a round trip for each read. One that worked a
+            // moment ago is believed; if PostgreSQL went away since, its reader is told to come back.
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move { Ok(meta.idle_for < BELIEVED_FOR || connection.ping().await.is_ok()) })
+            })
             .after_connect(|connection, _| Box::pin(set_up(connection, Purpose::Reads)))
             .connect_lazy_with(options.clone().application_name(Purpose::Reads.application_name()));
         Ok(Self { options, readers })

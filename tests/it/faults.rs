@@ -6,7 +6,7 @@ mod history;
 use std::time::Duration;
 
 use serde_json::json;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, postgres::PgListener};
 use tokio::{
     task::JoinHandle,
     time::{Instant, timeout},
@@ -146,6 +146,50 @@ async fn events_arrive_when_no_notification_does() {
     let listeners = proxy.listeners();
     proxy.has_met_listeners(listeners + 1).await;
     deaf.stop().await;
+    desk.stop().await;
+}
+
+/// Whether a message that is sent now is notified to other processes.
+async fn is_notified(web: &Client, heard: &mut PgListener, sql: &mut PgConnection) -> bool {
+    let version = web.send("s1", "text").await.ok()["Version"].as_i64().map(|version| version.to_string());
+    // Notifications come in the order of their commits, so the mark comes after the message's, if there is one.
+    sqlx::query("select pg_notify('mark', '')").execute(sql).await.expect("it is told");
+    let mut notified = false;
+    loop {
+        let notification = heard.recv().await.expect("it is heard");
+        match notification.channel() {
+            "mark" => return notified,
+            _ => notified |= Some(notification.payload()) == version.as_deref(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_process_notifies_as_soon_as_and_as_long_as_another_may_listen() {
+    let desk = TestDesk::start().await;
+    let (ann, web) = ann_and_web(&desk).await;
+    let mut sql = desk.sql().await;
+    let mut heard = PgListener::connect(&desk.url).await.expect("PostgreSQL answers");
+    heard.listen_all(["deskfeed", "mark"]).await.expect("it listens");
+    assert!(is_notified(&web, &mut heard, &mut sql).await, "it has just begun to listen");
+    let until = Instant::now() + 2 * BOUNDED;
+    while is_notified(&web, &mut heard, &mut sql).await {
+        assert!(Instant::now() < until, "it is alone and notifies all the same");
+        // It looks round again and again.
+        while heard.recv().await.expect("it is heard").payload() != "ping" {}
+    }
+
+    let second = start_replica(&desk.url, &[]).await;
+    let elsewhere = ann.at(&base(&second));
+    let until = Instant::now() + BOUNDED;
+    while !is_notified(&web, &mut heard, &mut sql).await {
+        assert!(Instant::now() < until, "it does not hear the other");
+    }
+    let after = elsewhere.query("a=now&wait=0").await.next();
+    let poll = park(&elsewhere, after);
+    web.send("s1", "for both").await.ok();
+    assert_eq!(within(ABOUT_A_SECOND, poll).await.expect("no panic").contents(), ["for both"]);
+    second.stop().await;
     desk.stop().await;
 }
 

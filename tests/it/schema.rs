@@ -261,7 +261,8 @@ async fn an_event_that_contradicts_itself_is_not_appended() {
         "'{5}', '{1}', '{1}', '{0}', '{0}', '{0}', array[gen_random_uuid()], '{m-2}', '{x}'",
     ] {
         let error = append(bad).await.expect_err(bad);
-        let code = error.as_database_error().and_then(|error| error.code()).map(std::borrow::Cow::into_owned);
+        let code =
+            error.as_database_error().and_then(sqlx::error::DatabaseError::code).map(std::borrow::Cow::into_owned);
         assert_eq!(code.as_deref(), Some("23502"), "{bad}: {error}");
     }
 }
