@@ -5,7 +5,6 @@ use std::{net::SocketAddr, num::NonZeroUsize, process::ExitCode, sync::Arc, time
 use anyhow::{Context, bail};
 use sqlx::PgConnection;
 use tokio::{
-    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
     time::{Instant, sleep, timeout},
@@ -21,7 +20,7 @@ use crate::{
     domain::{caller::Role, limits},
     http::{
         router::front,
-        server,
+        server::{self, Bound},
         state::{App, Parts, Rate},
     },
     lifecycle::Lifecycle,
@@ -55,11 +54,11 @@ pub async fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     raise_open_files();
     let admin_token = args.admin_token()?;
     // Before anything that takes long: two services on one address are a common mistake.
-    let listener = server::listen(args.listen).with_context(|| {
+    let bound = Bound::to(args.listen).with_context(|| {
         format!("cannot listen on {}; is another program using it? Set DESKFEED_LISTEN", args.listen)
     })?;
     let database = Database::own(&args.database).await?;
-    let served = serve(args, admin_token, listener, &database).await;
+    let served = serve(args, admin_token, bound, &database).await;
     database.stop().await?;
     served
 }
@@ -67,7 +66,7 @@ pub async fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 async fn serve(
     args: &ServeArgs,
     admin_token: Option<String>,
-    listener: TcpListener,
+    bound: Bound,
     database: &Database,
 ) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -89,7 +88,7 @@ async fn serve(
     }
     drop(connection);
 
-    let desk = Desk::start(args, admin_token.as_deref(), listener, db).await?;
+    let desk = Desk::start(args, admin_token.as_deref(), bound, db).await?;
     println!("deskfeed serves http://{} (Ctrl-C stops it)", desk.address());
     let crashed = tokio::select! {
         _ = terminate.recv() => false,
@@ -132,14 +131,9 @@ impl Desk {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn start(
-        args: &ServeArgs,
-        admin_token: Option<&str>,
-        listener: TcpListener,
-        db: Db,
-    ) -> anyhow::Result<Self> {
+    pub async fn start(args: &ServeArgs, admin_token: Option<&str>, bound: Bound, db: Db) -> anyhow::Result<Self> {
         let metrics = telemetry::metrics();
-        let address = listener.local_addr()?;
+        let address = bound.address()?;
         let (serving, working) = (Lifecycle::default(), Lifecycle::default());
         let bulletin = Arc::new(Bulletin::default());
         let tokens = Tokens::new(db.clone(), Clock, Arc::clone(&bulletin), admin_token);
@@ -155,6 +149,10 @@ impl Desk {
                 bail!("PostgreSQL does not answer; see the log for its reason");
             }
             sleep(Duration::from_millis(10)).await;
+        }
+
+        if let Err(fault) = live.tokens.preload().await {
+            tracing::debug!(error = %fault, "no tokens were read ahead");
         }
 
         let (writer, writer_task) = Writer::new(Arc::clone(&live), committed);
@@ -178,6 +176,7 @@ impl Desk {
             rate: Rate::new(args.requests_per_second),
             metrics,
         });
+        let listener = bound.listen().with_context(|| format!("cannot listen on {address}"))?;
         serving.spawn("accept loop", server::serve(listener, front(app.clone()), serving.clone()));
         Ok(Self { address, live, serving, working, _app: app })
     }

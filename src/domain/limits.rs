@@ -66,6 +66,8 @@ pub const TAIL_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Events that a process loads into its tail when it starts, so that readers who come back
 /// after a restart need no query each.
 pub const TAIL_PRELOAD_EVENTS: i64 = 10_000;
+/// Tokens that a process reads when it starts, for the same reason.
+pub const TOKENS_PRELOADED_MAX: i64 = 50_000;
 /// Events read in one scan of the relay.
 pub const RELAY_SCAN_EVENTS: i64 = 2000;
 /// How often the relay looks at the table whether or not it was notified, in milliseconds.

@@ -48,17 +48,44 @@ impl<S> Serves for S where
 {
 }
 
-/// Opens the listening socket, with a long queue: ten thousand clients may come back at once.
-///
-/// # Errors
-/// When the address is not to be had.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(limits::LISTEN_BACKLOG)?;
-    TcpListener::from_std(socket.into())
+/// An address that is ours, at which nobody is let in yet. Who comes before we accept is better refused, and
+/// tries again at once, than queued: ten thousand who come back overflow the queue within milliseconds, and
+/// those whom it has no room for try again after a second, and then after three.
+pub struct Bound {
+    socket: Socket,
+}
+
+impl Bound {
+    /// Takes an address.
+    ///
+    /// # Errors
+    /// When it is not to be had.
+    pub fn to(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // A port of one's own is taken again while old connections to it linger. A port of the system's choice must
+        // not be one that somebody else has taken so.
+        socket.set_reuse_address(address.port() != 0)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        Ok(Self { socket })
+    }
+
+    /// The address, with the port that was given.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()?.as_socket().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+
+    /// Lets clients in; for [`serve`], at once.
+    ///
+    /// # Errors
+    /// When somebody else listens there meanwhile.
+    pub fn listen(self) -> io::Result<TcpListener> {
+        self.socket.listen(limits::LISTEN_BACKLOG)?;
+        TcpListener::from_std(self.socket.into())
+    }
 }
 
 /// Accepts and serves connections until the lifecycle's `stopping`; its `ending` cuts what is left.

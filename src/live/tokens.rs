@@ -22,6 +22,7 @@ use crate::{
         caller::{Caller, Role},
         fault::Fault,
         ids::FeedId,
+        limits,
     },
     store::{
         agents,
@@ -78,6 +79,22 @@ impl Tokens {
         };
         self.check(&grant)?;
         Ok(grant)
+    }
+
+    /// Reads the tokens that were in use lately, so that those who come back after a restart, all at once,
+    /// need no query each. Only after a first [`Tokens::catch_up`]: what is revoked later is then taken out,
+    /// or refused by [`Tokens::check`].
+    ///
+    /// # Errors
+    /// When the database cannot be read; each is then found when it is used.
+    pub async fn preload(&self) -> Result<(), Fault> {
+        let mut lease = self.db.lease().await?;
+        let recent = read_deadline(tokens::find_recent(&mut lease, limits::TOKENS_PRELOADED_MAX)).await?;
+        lease.finish();
+        for (hash, grant) in recent {
+            self.known.insert(hash, Arc::new(grant));
+        }
+        Ok(())
     }
 
     async fn find(&self, hash: &TokenHash) -> Result<Grant, Fault> {

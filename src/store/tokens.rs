@@ -80,7 +80,6 @@ pub async fn insert(
 /// # Errors
 /// When the database cannot be read.
 pub async fn find(connection: &mut PgConnection, hash: &TokenHash) -> Result<Option<Grant>> {
-    type Row = (Uuid, i16, Option<i32>, Option<String>, Option<DateTime<Utc>>);
     let row: Option<Row> = sqlx::query_as(
         "/* tokens.find */
          select t.token_id, t.role, t.feed_key, f.feed_id, t.expires_at
@@ -90,7 +89,37 @@ pub async fn find(connection: &mut PgConnection, hash: &TokenHash) -> Result<Opt
     .bind(hash.as_slice())
     .fetch_optional(connection)
     .await?;
-    let Some((token_id, number, key, id, expires_at)) = row else { return Ok(None) };
+    row.map(grant).transpose()
+}
+
+/// The valid tokens that were used in the last hour, with their hashes.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find_recent(connection: &mut PgConnection, limit: i64) -> Result<Vec<(TokenHash, Grant)>> {
+    type RowWithHash = (Vec<u8>, Uuid, i16, Option<i32>, Option<String>, Option<DateTime<Utc>>);
+    let rows: Vec<RowWithHash> = sqlx::query_as(
+        "/* tokens.find_recent */
+         select t.token_hash, t.token_id, t.role, t.feed_key, f.feed_id, t.expires_at
+         from tokens t left join feeds f on f.feed_key = t.feed_key
+         where t.last_used_at > clock_timestamp() - interval '1 hour'
+           and t.revocation is null and (t.expires_at is null or t.expires_at > clock_timestamp())
+         limit $1",
+    )
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    let known = rows.into_iter().filter_map(|(hash, token_id, role, key, id, expires_at)| {
+        let hash = TokenHash::try_from(hash.as_slice()).ok()?;
+        Some(grant((token_id, role, key, id, expires_at)).map(|grant| (hash, grant)))
+    });
+    known.collect()
+}
+
+/// A token as it is read: id, role, key and id of its subject, when it expires.
+type Row = (Uuid, i16, Option<i32>, Option<String>, Option<DateTime<Utc>>);
+
+fn grant((token_id, number, key, id, expires_at): Row) -> Result<Grant> {
     let subject = match (key, id) {
         (Some(key), Some(id)) => FeedId::parse(&id, "Subject").ok().map(|id| Subject { key: FeedKey(key), id }),
         _ => None,
@@ -105,7 +134,7 @@ pub async fn find(connection: &mut PgConnection, hash: &TokenHash) -> Result<Opt
             ));
         }
     };
-    Ok(Some(Grant { token_id, caller, expires_at }))
+    Ok(Grant { token_id, caller, expires_at })
 }
 
 /// Revokes a token; false when there is none. Revoking twice is the same as once.

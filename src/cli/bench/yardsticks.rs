@@ -27,7 +27,11 @@ use super::{
     stats::Latencies,
     wire::{self, Wire},
 };
-use crate::{http::server, lifecycle::Lifecycle, store::yardsticks};
+use crate::{
+    http::server::{self, Bound},
+    lifecycle::Lifecycle,
+    store::yardsticks,
+};
 
 /// Connections of the naive server to PostgreSQL.
 const NAIVE_CONNECTIONS: u32 = 32;
@@ -64,7 +68,7 @@ pub async fn serve(args: &YardsticksArgs) -> anyhow::Result<ExitCode> {
         let writing = Router::new().route("/naive", post(naive)).route("/single", post(single));
         router = router.merge(writing.with_state(yardsticks::pool(url, NAIVE_CONNECTIONS)?));
     }
-    let socket = server::listen(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    let socket = Bound::to(SocketAddr::from(([127, 0, 0, 1], 0)))?.listen()?;
     let mut terminate = signal(SignalKind::terminate())?;
     println!("yardsticks at http://{}", socket.local_addr()?);
     let lifecycle = Lifecycle::default();

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     config::{DatabaseArgs, ServeArgs, secret},
     domain::caller::Role,
-    http::server,
+    http::server::Bound,
     store::{pool::Db, schema},
 };
 
@@ -77,7 +77,7 @@ pub async fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
 
 /// Starts a service for the demo, on a private PostgreSQL of its own beside the one of `serve`.
 async fn run_own(args: &DemoArgs, played: Vec<Dialogue>) -> anyhow::Result<ExitCode> {
-    let listener = server::listen(args.listen).with_context(|| {
+    let bound = Bound::to(args.listen).with_context(|| {
         format!("cannot listen on {}; is another program using it? Set DESKFEED_LISTEN", args.listen)
     })?;
     let mut database_args = args.database.clone();
@@ -86,7 +86,7 @@ async fn run_own(args: &DemoArgs, played: Vec<Dialogue>) -> anyhow::Result<ExitC
     }
     eprintln!("Starting PostgreSQL ...");
     let database = Database::own(&database_args).await?;
-    let done = perform_here(args, &database, listener, played).await;
+    let done = perform_here(args, &database, bound, played).await;
     database.stop().await?;
     done
 }
@@ -94,7 +94,7 @@ async fn run_own(args: &DemoArgs, played: Vec<Dialogue>) -> anyhow::Result<ExitC
 async fn perform_here(
     args: &DemoArgs,
     database: &Database,
-    listener: tokio::net::TcpListener,
+    bound: Bound,
     played: Vec<Dialogue>,
 ) -> anyhow::Result<ExitCode> {
     let serve_args = ServeArgs::for_demo(args.database.clone(), args.listen);
@@ -107,7 +107,7 @@ async fn perform_here(
     let admin_token = token::create(&mut connection, Role::Admin, None, None).await?;
     drop(connection);
 
-    let desk = Desk::start(&serve_args, None, listener, db).await?;
+    let desk = Desk::start(&serve_args, None, bound, db).await?;
     let url = format!("http://{}", desk.address());
     let performed = perform(args, &url, &admin_token, played).await;
     let code = match performed {

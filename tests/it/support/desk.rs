@@ -1,7 +1,7 @@
 //! A whole service in the test's own process, on a database of its own.
 
 use clap::Parser;
-use deskfeed::{cli::serve::Desk, config::ServeArgs, http::server, store::pool::Db};
+use deskfeed::{cli::serve::Desk, config::ServeArgs, http::server::Bound, store::pool::Db};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
@@ -94,7 +94,7 @@ pub async fn start_replica(url: &str, arguments: &[&str]) -> Desk {
     let url = &postgres::as_application(url);
     let listen = ["deskfeed", "--listen", "127.0.0.1:0", "--database-url", url];
     let args = Args::parse_from(listen.iter().chain(arguments)).serve;
-    let listener = server::listen(args.listen).expect("a port");
+    let bound = Bound::to(args.listen).expect("a port");
     let db = Db::new(url, args.db_readers).expect("a URL");
-    Desk::start(&args, Some(ADMIN_TOKEN), listener, db).await.expect("the service starts")
+    Desk::start(&args, Some(ADMIN_TOKEN), bound, db).await.expect("the service starts")
 }
