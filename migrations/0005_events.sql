@@ -139,10 +139,9 @@ comment on function event_partitions() is 'The partitions of events: first versi
 --
 -- A unique index of a partitioned table must contain its key, the version, and so could not keep Ids
 -- unique. The indexes on Ids are each partition's own. Within a partition they refuse an Id that is
--- there already. Across partitions the lock does: whoever appends has looked for the Ids that clients
--- gave in all partitions, and append_events() appends only if no event has been appended since; so
--- what was not there then is not there now. Ids that the service makes are new by their making, and
--- are not looked for.
+-- there already. Across partitions the lock does: whoever appends has it, and looks for the Ids that
+-- clients gave in all partitions; append_events() does unless it is told that this was done. Ids that
+-- are made of a version are new by their making.
 create function make_partitions(first_version bigint, last_version bigint) returns integer
 language plpgsql set search_path = public, pg_temp as $$
 declare
@@ -212,12 +211,12 @@ do $$ begin perform make_partitions_ahead(1); end $$;
 
 -- Appending is one call, so that a batch of messages costs one round trip and the lock is held for
 -- no longer than the server needs. The caller has decided on what it knows of the store: if that
--- is no longer so (another replica has appended, a session has changed), nothing happens and null
--- comes back. Each statement of the function has a snapshot of its own (read committed), so the
+-- is no longer so (another replica has appended, a session has changed, an Id was kept before), nothing
+-- happens and null comes back. Each statement of the function has a snapshot of its own (read committed), so the
 -- second sees all that was committed before the lock was had. Arrays of Ids may be shorter than
 -- the others: what is missing is null.
 create function append_events(
-    expected_head bigint, expected_changes bigint, at timestamptz, notify boolean,
+    expected_head bigint, expected_changes bigint, at timestamptz, notify boolean, ids_are_new boolean,
     session_keys bigint[], feed_keys integer[], profile_keys integer[], author_keys integer[], message_seqs integer[],
     types smallint[], reasons smallint[], message_types smallint[], content_types smallint[],
     ids uuid[], id_texts text[], contents text[]
@@ -240,6 +239,13 @@ begin
         where version >= expected_head and version <= expected_head + 1 order by version desc limit 1
     ) e on true;
     if greatest(newest, oldest - 1) <> expected_head or changes <> expected_changes then
+        return null;
+    end if;
+    -- What has the Id of a message that is there is its repetition, and not for an append to decide about.
+    if not ids_are_new and (
+        exists (select from unnest(ids) given (id) join events e on e.id = given.id)
+        or exists (select from unnest(id_texts) given (id) join events e on e.id_text = given.id)
+    ) then
         return null;
     end if;
     appended_at := greatest(coalesce(at, clock_timestamp()), appended_at);
@@ -268,7 +274,7 @@ begin
 end
 $$;
 
-comment on function append_events is 'Appends events if the newest version and the count of session_changes are as expected, and gives their time; else gives null and does nothing. Refuses events that contradict themselves.';
+comment on function append_events is 'Appends events if the newest version and the count of session_changes are as expected and their Ids are new (ids_are_new: that is known already), and gives their time; else gives null and does nothing. Refuses events that contradict themselves.';
 
 -- A customer's message that came while its session was queued is told to nobody until the AddSession
 -- that brings it: as long as that is to come, or is among the events that are kept, so is the message.

@@ -53,7 +53,7 @@ fn describe() {
     metrics::describe_counter!("deskfeed_append_events_total", "Events written by this process");
     metrics::describe_counter!(
         "deskfeed_append_misses_total",
-        "Appends decided again because somebody else's came first"
+        "Appends decided again because somebody else's came first, or an Id was kept before"
     );
     metrics::describe_counter!("deskfeed_unknown_commits_total", "Commits that PostgreSQL did not answer");
     metrics::describe_counter!("deskfeed_relay_scanned_events_total", "Events that the relay read from the table");

@@ -119,9 +119,14 @@ pub async fn assume<'a>(
     commands: &[&'a Command],
 ) -> Result<Option<Decision<'a>>, sqlx::Error> {
     let Some(sends) = only_sends(commands) else { return Ok(None) };
+    let given = send_message::given_ids(&sends);
+    // Whose it is, if it is made of a version that is there, only a look can tell.
+    if given.iter().any(|id| id.version_made_of().is_some_and(|version| version <= known.head)) {
+        return Ok(None);
+    }
     let Some(mut found) = known.take(&send_message::session_ids(sends.iter().copied())) else { return Ok(None) };
-    let mut ledger = Ledger::assuming(known.head, known.changes);
-    let decided = send_message::apply(connection, cards, &mut ledger, &mut found, &sends).await?;
+    let mut ledger = Ledger::assuming(known.head, known.changes, given.is_empty());
+    let decided = send_message::apply(connection, cards, &mut ledger, &mut found, &sends, HashMap::new()).await?;
     let replies = decided.into_iter().map(Pending::Sent).collect();
     Ok(Some(Decision { ledger, replies, sessions: found, changes: Some(known.changes) }))
 }
@@ -153,17 +158,20 @@ pub async fn decide<'a>(
         // Anew: the rare operations may have changed these very sessions.
         found = if ids.is_empty() { HashMap::new() } else { sessions::for_append(connection, &ids).await?.sessions };
     }
+    let kept = send_message::find_kept(connection, &sends).await?;
     let mut sent = match (sends.is_empty(), only_sends) {
         (true, _) => Vec::new(),
         (false, true) => {
             for found in found.values() {
                 cards.put_session(found.session.key, &found.card);
             }
-            send_message::apply(connection, cards, &mut ledger, &mut found, &sends).await?
+            send_message::apply(connection, cards, &mut ledger, &mut found, &sends, kept).await?
         }
         // Keys that this very transaction gave may be given to something else if it is not
         // committed: what it shows of them must not be remembered.
-        (false, false) => send_message::apply(connection, &Cards::default(), &mut ledger, &mut found, &sends).await?,
+        (false, false) => {
+            send_message::apply(connection, &Cards::default(), &mut ledger, &mut found, &sends, kept).await?
+        }
     }
     .into_iter();
 

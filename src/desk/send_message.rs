@@ -69,7 +69,25 @@ impl Decided {
     }
 }
 
-/// Decides about every message of `sends` and notes those to keep. `found` holds their sessions.
+/// The Ids that clients gave.
+pub fn given_ids<'a>(sends: &[&'a Send]) -> Vec<&'a MessageId> {
+    sends.iter().flat_map(|send| &send.messages).filter_map(|message| message.id.as_ref()).collect()
+}
+
+/// What was kept earlier under the Ids that clients gave.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn find_kept(
+    connection: &mut PgConnection,
+    sends: &[&Send],
+) -> Result<HashMap<MessageId, Kept>, sqlx::Error> {
+    let given = given_ids(sends);
+    if given.is_empty() { Ok(HashMap::new()) } else { messages::find_kept(connection, &given).await }
+}
+
+/// Decides about every message of `sends` and notes those to keep. `found` holds their sessions, `kept` what
+/// has their Ids already.
 ///
 /// # Errors
 /// When the database cannot be read. A message that is refused is no error: its neighbours are kept.
@@ -79,11 +97,8 @@ pub async fn apply<'a>(
     ledger: &mut Ledger<'a>,
     found: &mut HashMap<String, Found>,
     sends: &[&'a Send],
+    mut kept: HashMap<MessageId, Kept>,
 ) -> Result<Vec<Vec<Result<Decided, Fault>>>, sqlx::Error> {
-    let given: Vec<&MessageId> =
-        sends.iter().flat_map(|send| &send.messages).filter_map(|message| message.id.as_ref()).collect();
-    let mut kept = if given.is_empty() { HashMap::new() } else { messages::find_kept(connection, &given).await? };
-
     show_agents(connection, cards, found).await?;
     let erased = find_erased(connection, &kept).await?;
 

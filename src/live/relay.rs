@@ -189,6 +189,7 @@ impl Relay {
                 }
                 Err(error) => {
                     connection = None;
+                    self.live.db.doubt();
                     if std::mem::replace(&mut answers, false) {
                         tracing::warn!(error = %error, "PostgreSQL does not answer; parked polls wait, other requests are answered 50300 until it does");
                     }

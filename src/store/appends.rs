@@ -27,6 +27,8 @@ pub struct Ledger<'a> {
     changes: Option<i64>,
     /// The time it is appended at; none until the database says, unless the append lock is held.
     appended_at: Option<DateTime<Utc>>,
+    /// Whether somebody has looked whether the Ids were kept before; else the append does.
+    ids_are_new: bool,
     events: Vec<EventRow<'a>>,
 }
 
@@ -181,13 +183,14 @@ pub fn is_refusal(error: &sqlx::Error) -> bool {
 impl<'a> Ledger<'a> {
     /// For a transaction that holds the append lock.
     pub(super) fn locked(head: i64, appended_at: DateTime<Utc>) -> Self {
-        Self { base: head, head, changes: None, appended_at: Some(appended_at), events: Vec::new() }
+        Self { base: head, head, changes: None, appended_at: Some(appended_at), ids_are_new: true, events: Vec::new() }
     }
 
     /// For an append on the assumption that nothing has happened since `head` was the newest version
-    /// and `changes` the count of changes to sessions and agents.
-    pub fn assuming(head: i64, changes: i64) -> Self {
-        Self { base: head, head, changes: Some(changes), appended_at: None, events: Vec::new() }
+    /// and `changes` the count of changes to sessions and agents; and, unless `ids_are_new`, that no Id
+    /// was kept before.
+    pub fn assuming(head: i64, changes: i64, ids_are_new: bool) -> Self {
+        Self { base: head, head, changes: Some(changes), appended_at: None, ids_are_new, events: Vec::new() }
     }
 
     /// The time it is appended at.
@@ -288,12 +291,13 @@ impl<'a> Ledger<'a> {
         let uuids = ids.iter().rposition(|id| id.0.is_some()).map_or(0, |last| last + 1);
         let texts = ids.iter().rposition(|id| id.1.is_some()).map_or(0, |last| last + 1);
         sqlx::query_scalar(
-            "/* appends.write */ select append_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+            "/* appends.write */ select append_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
         )
         .bind(self.base)
         .bind(self.changes)
         .bind(self.appended_at)
         .bind(notify)
+        .bind(self.ids_are_new)
         .bind(events.iter().map(|e| e.session.0).collect::<Vec<i64>>())
         .bind(events.iter().map(|e| e.told.feed.0).collect::<Vec<i32>>())
         .bind(events.iter().map(|e| e.told.profile.0).collect::<Vec<i32>>())

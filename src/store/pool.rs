@@ -4,6 +4,10 @@ use std::{
     net::IpAddr,
     ops::{Deref, DerefMut},
     str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,6 +16,7 @@ use sqlx::{
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions, Postgres},
 };
+use tokio::time::Instant;
 
 use crate::domain::{fault::Fault, limits};
 
@@ -62,6 +67,31 @@ fn session_settings() -> String {
 pub struct Db {
     options: PgConnectOptions,
     readers: PgPool,
+    doubt: Doubt,
+}
+
+/// Since when connections are no longer believed that were used before.
+#[derive(Debug, Clone)]
+struct Doubt {
+    started: Instant,
+    /// In milliseconds since `started`.
+    since_ms: Arc<AtomicU64>,
+}
+
+impl Doubt {
+    fn new() -> Self {
+        Self { started: Instant::now(), since_ms: Arc::default() }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether a connection that was last used so long ago is taken for alive.
+    fn believes(&self, idle_for: Duration) -> bool {
+        let used_ms = self.now_ms().saturating_sub(u64::try_from(idle_for.as_millis()).unwrap_or(u64::MAX));
+        idle_for < BELIEVED_FOR && used_ms > self.since_ms.load(Ordering::Acquire)
+    }
 }
 
 impl Db {
@@ -71,20 +101,24 @@ impl Db {
     /// When `url` cannot be read.
     pub fn new(url: &str, readers_max: u32) -> super::Result<Self> {
         let options = PgConnectOptions::from_str(url)?.disable_statement_logging();
+        let doubt = Doubt::new();
+        let believing = doubt.clone();
         let readers = PgPoolOptions::new()
             .max_connections(readers_max)
             .acquire_timeout(Duration::from_millis(limits::DB_ACQUIRE_MS))
             .idle_timeout(Duration::from_secs(60))
             .max_lifetime(Duration::from_secs(1800))
             // To ask each time whether a connection still works is a round trip for each read. One that worked a
-            // moment ago is believed; if PostgreSQL went away since, its reader is told to come back.
+            // moment ago is believed, unless somebody has met PostgreSQL away since; who is the first to meet it
+            // is told to come back.
             .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
-                Box::pin(async move { Ok(meta.idle_for < BELIEVED_FOR || connection.ping().await.is_ok()) })
+            .before_acquire(move |connection, meta| {
+                let is_believed = believing.believes(meta.idle_for);
+                Box::pin(async move { Ok(is_believed || connection.ping().await.is_ok()) })
             })
             .after_connect(|connection, _| Box::pin(set_up(connection, Purpose::Reads)))
             .connect_lazy_with(options.clone().application_name(Purpose::Reads.application_name()));
-        Ok(Self { options, readers })
+        Ok(Self { options, readers, doubt })
     }
 
     /// A connection of its own, outside the pool.
@@ -109,6 +143,11 @@ impl Db {
     /// 50300 when none is free in [`limits::DB_ACQUIRE_MS`].
     pub async fn lease(&self) -> Result<Lease, Fault> {
         Ok(Lease { connection: self.readers.acquire().await?, finished: false })
+    }
+
+    /// PostgreSQL was away: whatever was connected to it before may be dead.
+    pub fn doubt(&self) {
+        self.doubt.since_ms.store(self.doubt.now_ms(), Ordering::Release);
     }
 
     /// How to connect, for those who cannot use ours (the listener).

@@ -233,7 +233,7 @@ async fn an_event_that_contradicts_itself_is_not_appended() {
     let mut connection = PgConnection::connect(&postgres::new_database().await).await.expect("it answers");
     let mut append = async |event: &str| {
         let statement = format!(
-            "select append_events((select coalesce(max(version), 0) from events), null, null, false, '{{1}}', '{{1}}', '{{0}}', {event}) is not null"
+            "select append_events((select coalesce(max(version), 0) from events), null, null, false, true, '{{1}}', '{{1}}', '{{0}}', {event}) is not null"
         );
         sqlx::query_scalar::<_, bool>(AssertSqlSafe(statement)).fetch_one(&mut connection).await
     };
