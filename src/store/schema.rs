@@ -221,7 +221,7 @@ impl Migrations {
         to: Option<i64>,
         mut tell: impl FnMut(&Migration, Duration),
     ) -> std::result::Result<(), SchemaError> {
-        connection.ensure_migrations_table(TABLE).await?;
+        ensure_table(connection).await?;
         let applied = applied(connection).await?;
         for migration in self.0.iter().filter(|migration| to.is_none_or(|to| migration.version <= to)) {
             match applied.iter().find(|line| line.number == migration.version) {
@@ -258,7 +258,7 @@ impl Migrations {
         connection: &mut PgConnection,
         migration: &Migration,
     ) -> std::result::Result<bool, SchemaError> {
-        connection.ensure_migrations_table(TABLE).await?;
+        ensure_table(connection).await?;
         let applied = applied(connection).await?;
         let number = migration.version;
         if let Some(line) = applied.iter().find(|line| line.number == number) {
@@ -397,6 +397,16 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<Applied>> {
 /// The newest migration that a program must know to work on the database's schema.
 async fn oldest_program(connection: &mut PgConnection) -> Result<i64> {
     sqlx::query_scalar("/* schema.oldest_program */ select oldest_program from store").fetch_one(connection).await
+}
+
+/// Makes the table of what is applied, if it is not there.
+async fn ensure_table(connection: &mut PgConnection) -> std::result::Result<(), SchemaError> {
+    // `if not exists` fails when somebody else (psql, which has no lock yet) makes it at this very moment. Then it
+    // is there the second time.
+    if connection.ensure_migrations_table(TABLE).await.is_err() {
+        connection.ensure_migrations_table(TABLE).await?;
+    }
+    Ok(())
 }
 
 async fn lock(connection: &mut PgConnection) -> std::result::Result<(), SchemaError> {

@@ -99,12 +99,13 @@ async fn too_many_requests_or_polls() {
     let poll = |query: &'static str| {
         let ann = ann.clone();
         tokio::spawn(async move {
-            // It may find the room taken by the one below.
+            // It may find the room taken by the one below; so seldom that the requests themselves are not too many.
             loop {
                 let answer = ann.query(query).await;
                 if answer.status == StatusCode::OK {
                     return answer;
                 }
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }
         })
     };
