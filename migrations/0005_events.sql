@@ -242,11 +242,12 @@ begin
         return null;
     end if;
     -- What has the Id of a message that is there is its repetition, and not for an append to decide about.
-    if not ids_are_new and (
-        exists (select from unnest(ids) given (id) join events e on e.id = given.id)
-        or exists (select from unnest(id_texts) given (id) join events e on e.id_text = given.id)
-    ) then
-        return null;
+    -- (Two conditions: in one, the query would be started each time.)
+    if not ids_are_new then
+        if exists (select from unnest(ids) given (id) join events e on e.id = given.id)
+           or exists (select from unnest(id_texts) given (id) join events e on e.id_text = given.id) then
+            return null;
+        end if;
     end if;
     appended_at := greatest(coalesce(at, clock_timestamp()), appended_at);
     if expected_head + cardinality(session_keys) >= room then
