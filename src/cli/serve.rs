@@ -176,7 +176,9 @@ impl Desk {
             rate: Rate::new(args.requests_per_second),
             metrics,
         });
-        let listener = bound.listen().with_context(|| format!("cannot listen on {address}"))?;
+        let listener = bound.listen().with_context(|| {
+            format!("cannot listen on {address}: another program began to meanwhile; stop one of them, or set DESKFEED_LISTEN")
+        })?;
         serving.spawn("accept loop", server::serve(listener, front(app.clone()), serving.clone()));
         Ok(Self { address, live, serving, working, _app: app })
     }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use axum::extract::{FromRequest, Request};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, header};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -132,28 +132,12 @@ fn format(headers: &HeaderMap) -> Result<Option<Format>, Fault> {
 }
 
 async fn collect(request: Request, limit: usize) -> Result<Bytes, Fault> {
-    let mut body = request.into_body();
-    let mut first = Bytes::new();
-    let mut all = BytesMut::new();
-    let mut seen = 0;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Fault::malformed(format!("the body broke off: {error}")))?;
-        let Ok(data) = frame.into_data() else { continue };
-        seen += data.len();
-        if seen > limit {
-            return Err(Fault::TooLarge { what: "the body", limit });
-        }
-        if first.is_empty() {
-            // Most bodies come in one piece, which need not be copied.
-            first = data;
-        } else {
-            if all.is_empty() {
-                all.extend_from_slice(&first);
-            }
-            all.extend_from_slice(&data);
-        }
+    match Limited::new(request.into_body(), limit).collect().await {
+        // Most come in one piece, which this does not copy.
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Fault::TooLarge { what: "the body", limit }),
+        Err(error) => Err(Fault::malformed(format!("the body broke off: {error}"))),
     }
-    Ok(if all.is_empty() { first } else { all.freeze() })
 }
 
 /// A body of usual size as a structure.

@@ -69,7 +69,7 @@ impl Peers {
         } else if pid == self.relay.load(Ordering::Acquire) {
             Heard::OurRelay
         } else {
-            self.start_listening();
+            self.quiet_since_ms.store(self.now_ms(), Ordering::Release);
             Heard::Another
         }
     }

@@ -261,7 +261,7 @@ impl<'a> Ledger<'a> {
         self.head
     }
 
-    /// What will show that this was committed; none when nothing is appended.
+    /// What will show that this was committed; none when nothing is appended, or nothing tells it from another's.
     pub fn proof(&self) -> Option<Proof> {
         let first = self.events.first()?;
         let message = first.message.as_ref().and_then(|message| message.id.clone());
