@@ -10,7 +10,7 @@ use chrono_tz::Tz;
 use deskfeed::{
     domain::{
         cursor::Query,
-        event::{Event, EventType, SessionCard, TypeSet, encode},
+        event::{Event, EventType, Keep, SessionCard, TypeSet, encode, encode_list},
         ids::{FeedKey, MessageId},
         message::{ContentType, Message, MessageType},
     },
@@ -54,7 +54,7 @@ fn event(version: i64) -> Event {
 }
 
 fn encoded(versions: std::ops::Range<i64>) -> Vec<Encoded> {
-    let json = encode(&[event(1)], Tz::UTC).unwrap().remove(0);
+    let json = encode([event(1).shown()].into_iter(), Tz::UTC).unwrap().remove(0);
     versions
         .map(|version| Encoded {
             version,
@@ -65,13 +65,27 @@ fn encoded(versions: std::ops::Range<i64>) -> Vec<Encoded> {
         .collect()
 }
 
-/// Events of a page from the table, each into its JSON.
+/// Events of a page from the table, of ten sessions in turn, as a JSON array.
 #[divan::bench(args = [100, 1000])]
 fn encode_a_page(bencher: Bencher, events: i64) {
-    let page: Vec<Event> = (1..=events).map(event).collect();
+    let sessions: Vec<Arc<SessionCard>> = (0..10).map(|_| event(0).session).collect();
+    let page: Vec<Event> = (1..=events)
+        .zip(sessions.iter().cycle())
+        .map(|(version, session)| Event { session: Arc::clone(session), ..event(version) })
+        .collect();
+    bencher.counter(ItemsCount::new(page.len())).bench(|| -> Bytes {
+        let events = black_box(&page).iter().map(Event::shown);
+        encode_list(events, 300 * page.len(), Tz::Asia__Shanghai, Keep::First).unwrap().json
+    });
+}
+
+/// Events of a batch, each of a session of its own, for the tail.
+#[divan::bench(args = [1, 30, 100])]
+fn encode_a_batch(bencher: Bencher, events: i64) {
+    let batch: Vec<Event> = (1..=events).map(event).collect();
     bencher
-        .counter(ItemsCount::new(page.len()))
-        .bench(|| -> Vec<Bytes> { encode(black_box(&page), Tz::Asia__Shanghai).unwrap() });
+        .counter(ItemsCount::new(batch.len()))
+        .bench(|| -> Vec<Bytes> { encode(black_box(&batch).iter().map(Event::shown), Tz::Asia__Shanghai).unwrap() });
 }
 
 /// One batch wakes waiters, each on a feed of its own, out of ten thousand.

@@ -10,7 +10,7 @@ use crate::{
     domain::{
         caller::Caller,
         fault::Fault,
-        ids::{FeedKey, MessageId},
+        ids::{FeedKey, MessageId, ProfileKey},
         message::{MessageType, NewMessage},
         session::{Happening, Status},
     },
@@ -127,12 +127,12 @@ async fn show_agents(
     found: &mut HashMap<String, Found>,
 ) -> Result<(), sqlx::Error> {
     let profile_of = |found: &Found| found.session.owner.as_ref().map(|owner| owner.profile);
-    let unseen: HashSet<i32> =
-        found.values().filter(|found| found.agent.is_none()).filter_map(profile_of).map(|key| key.0).collect();
+    let unseen: HashSet<ProfileKey> =
+        found.values().filter(|found| found.agent.is_none()).filter_map(profile_of).collect();
     if unseen.is_empty() {
         return Ok(());
     }
-    cards.load(connection, &[], &unseen.into_iter().collect::<Vec<i32>>()).await?;
+    cards.load(connection, &[], &unseen.into_iter().collect::<Vec<_>>()).await?;
     for found in found.values_mut().filter(|found| found.agent.is_none()) {
         found.agent = profile_of(found).and_then(|key| cards.profile(key));
     }

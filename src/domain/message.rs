@@ -78,6 +78,28 @@ pub struct Message {
     pub created_at: DateTime<Utc>,
 }
 
+impl Message {
+    pub fn view(&self) -> MessageView<'_> {
+        MessageView {
+            r#type: self.r#type,
+            id: &self.id,
+            content_type: self.content_type,
+            content: &self.content,
+            created_at: self.created_at,
+        }
+    }
+}
+
+/// A [`Message`], wherever its parts are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct MessageView<'a> {
+    pub r#type: MessageType,
+    pub id: &'a MessageId,
+    pub content_type: ContentType,
+    pub content: &'a str,
+    pub created_at: DateTime<Utc>,
+}
+
 /// A message as a client wants it kept, checked.
 #[derive(Debug, Clone)]
 pub struct NewMessage {

@@ -7,7 +7,7 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, header};
 use serde_json::{Map, Value};
 
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     domain::{cursor::Query, fault::Fault, limits},
-    live::poll::Reply,
+    live::poll::{Encoded, Reply},
     store::tokens::Grant,
 };
 
@@ -64,14 +64,14 @@ pub async fn query(State(app): State<App>, Holder(grant): Holder, request: Reque
     let query = Query::parse(parameters)?;
     match line.filter(|_| app.polls.will_park(&grant, &query)) {
         Some(line) => Ok(line.leave(parked(app, grant, query)).await),
-        None => Ok(answer(&app.polls.query(&grant, query).await?)),
+        None => Ok(answer(app.polls.query(&grant, query).await?)),
     }
 }
 
 /// A poll that has left hyper.
 async fn parked(app: App, grant: Arc<Grant>, query: Query) -> Response {
     match app.polls.query(&grant, query).await {
-        Ok(reply) => answer(&reply),
+        Ok(reply) => answer(reply),
         Err(fault) => Problem(fault).into_response(),
     }
 }
@@ -138,18 +138,12 @@ fn json_text(name: &str, value: Value) -> Result<Option<String>, Fault> {
     }
 }
 
-fn answer(reply: &Reply) -> Response {
-    let events = &reply.answer.events;
-    let mut body = BytesMut::with_capacity(2 + events.iter().map(|event| event.len() + 1).sum::<usize>());
-    body.put_u8(b'[');
-    for (position, event) in events.iter().enumerate() {
-        if position > 0 {
-            body.put_u8(b',');
-        }
-        body.put_slice(event);
-    }
-    body.put_u8(b']');
-    let mut response = Body::from(body.freeze()).into_response();
+fn answer(reply: Reply) -> Response {
+    let body = match reply.answer.events {
+        Encoded::Each(events) => joined(&events),
+        Encoded::List(list) => list.json,
+    };
+    let mut response = Body::from(body).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -159,4 +153,18 @@ fn answer(reply: &Reply) -> Response {
         headers.insert(FEED_EPOCH, epoch);
     }
     response
+}
+
+/// A JSON array of events that were encoded one by one.
+fn joined(events: &[Bytes]) -> Bytes {
+    let mut body = BytesMut::with_capacity(2 + events.iter().map(|event| event.len() + 1).sum::<usize>());
+    body.put_u8(b'[');
+    for (position, event) in events.iter().enumerate() {
+        if position > 0 {
+            body.put_u8(b',');
+        }
+        body.put_slice(event);
+    }
+    body.put_u8(b']');
+    body.freeze()
 }

@@ -27,7 +27,7 @@ use crate::{
     domain::{
         caller::Caller,
         cursor::{Cursor, From, Query},
-        event,
+        event::{self, Keep, List},
         fault::Fault,
         ids::{FeedId, FeedKey},
         limits,
@@ -50,11 +50,28 @@ pub struct Reply {
 /// One look's result.
 #[derive(Debug)]
 pub struct Answer {
-    /// The events, encoded, ascending.
-    pub events: Vec<Bytes>,
+    pub events: Encoded,
     /// What to pass next: as `a`, or as `b` after a `b` answer.
     pub next: i64,
     pub more: bool,
+}
+
+/// The events of an answer, ascending.
+#[derive(Debug)]
+pub enum Encoded {
+    /// Each by itself, shared with others who read them.
+    Each(Vec<Bytes>),
+    /// All of them as a JSON array.
+    List(List),
+}
+
+impl Encoded {
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Each(events) => events.is_empty(),
+            Self::List(list) => list.count == 0,
+        }
+    }
 }
 
 /// Serves polls.
@@ -153,14 +170,15 @@ impl Polls {
     async fn before(&self, wanted: Wanted, before: Option<i64>) -> Result<Reply, Fault> {
         let epoch = self.live.bulletin.epoch();
         let mut lease = self.live.db.lease().await?;
-        let mut page =
+        let page =
             read_deadline(events::read_before(&mut lease, &self.live.cards(), wanted, before.unwrap_or(i64::MAX)))
                 .await?;
         lease.finish_unless(page.cut);
-        let mut answer = fitting(&self.live, &mut page)?;
-        answer.events.reverse();
-        answer.next = page.events.last().map_or(0, |oldest| oldest.version);
-        Ok(Reply { answer, epoch })
+        let list = event::encode_list(page.events().rev(), page.content_bytes(), self.live.zone, Keep::Last)
+            .map_err(Fault::internal)?;
+        let more = page.more || list.count < page.versions().len();
+        let next = page.versions().take(list.count).last().unwrap_or(0);
+        Ok(Reply { answer: Answer { events: Encoded::List(list), next, more }, epoch })
     }
 
     /// Events after a version.
@@ -230,7 +248,7 @@ impl Polls {
     /// A look at the table, which decides whether `seen` belongs to this history.
     async fn read_after(&self, wanted: Wanted, seen: i64, after: i64) -> Result<Answer, Fault> {
         let mut lease = self.live.db.lease().await?;
-        let mut page = read_deadline(events::read_after(&mut lease, &self.live.cards(), wanted, seen)).await?;
+        let page = read_deadline(events::read_after(&mut lease, &self.live.cards(), wanted, seen)).await?;
         let state = if seen > page.head { Some(read_deadline(events::store_state(&mut lease)).await?) } else { None };
         lease.finish_unless(page.cut);
         if let Some(state) = state.filter(|state| seen > state.head) {
@@ -240,7 +258,7 @@ impl Polls {
         if after != 0 && seen < page.oldest - 1 {
             return Err(Fault::HistoryGone { after: seen, oldest: page.oldest });
         }
-        fitting(&self.live, &mut page)
+        Ok(fitting(&self.live, &page)?.0)
     }
 
     /// What was not acknowledged.
@@ -291,11 +309,9 @@ impl Polls {
 
     async fn read_unacked(&self, wanted: Wanted) -> Result<(Answer, Arc<[i64]>), Fault> {
         let mut lease = self.live.db.lease().await?;
-        let mut page = read_deadline(events::read_unacked(&mut lease, &self.live.cards(), wanted)).await?;
+        let page = read_deadline(events::read_unacked(&mut lease, &self.live.cards(), wanted)).await?;
         lease.finish_unless(page.cut);
-        let answer = fitting(&self.live, &mut page)?;
-        let versions = page.events.iter().map(|event| event.version).collect();
-        Ok((answer, versions))
+        fitting(&self.live, &page)
     }
 
     fn was_just_given(&self, token_id: Uuid, versions: &[i64]) -> bool {
@@ -317,7 +333,7 @@ fn own_feed(caller: &Caller, named: Option<&FeedId>) -> Result<Option<FeedKey>, 
 }
 
 fn nothing(next: i64) -> Answer {
-    Answer { events: Vec::new(), next, more: false }
+    Answer { events: Encoded::Each(Vec::new()), next, more: false }
 }
 
 fn from_slice(slice: Slice) -> Answer {
@@ -325,26 +341,21 @@ fn from_slice(slice: Slice) -> Answer {
         Some(last) if slice.more => last.version,
         _ => slice.head,
     };
-    Answer { events: slice.events.into_iter().map(|event| event.json).collect(), next, more: slice.more }
+    let events = Encoded::Each(slice.events.into_iter().map(|event| event.json).collect());
+    Answer { events, next, more: slice.more }
 }
 
-/// Encodes a page and cuts it where the answer would grow too large; one event always fits.
-fn fitting(live: &Live, page: &mut Page) -> Result<Answer, Fault> {
-    let mut encoded = event::encode(&page.events, live.zone).map_err(Fault::internal)?;
-    let mut bytes = 0;
-    let fits = encoded.iter().take_while(|json| {
-        bytes += json.len() + 1;
-        bytes <= limits::ANSWER_BYTES_MAX
-    });
-    let fitting = fits.count().max(1).min(encoded.len());
-    page.more |= fitting < encoded.len();
-    encoded.truncate(fitting);
-    page.events.truncate(fitting);
-    let next = match page.events.last() {
-        Some(last) if page.more => last.version,
+/// As much of a rising page as fits an answer, and its versions.
+fn fitting(live: &Live, page: &Page) -> Result<(Answer, Arc<[i64]>), Fault> {
+    let list =
+        event::encode_list(page.events(), page.content_bytes(), live.zone, Keep::First).map_err(Fault::internal)?;
+    let more = page.more || list.count < page.versions().len();
+    let versions: Arc<[i64]> = page.versions().take(list.count).collect();
+    let next = match versions.last() {
+        Some(last) if more => *last,
         _ => page.head,
     };
-    Ok(Answer { events: encoded, next, more: page.more })
+    Ok((Answer { events: Encoded::List(list), next, more }, versions))
 }
 
 /// How a wait ended.

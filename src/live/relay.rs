@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     domain::{
-        event::{self, Event},
+        event::{self, Event, Shown},
         ids::FeedKey,
         limits,
     },
@@ -126,11 +126,18 @@ impl Live {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn encode(&self, events: &[Event]) -> std::result::Result<Vec<Encoded>, serde_json::Error> {
-        let json = event::encode(events, self.zone)?;
-        let encoded = events.iter().zip(json).map(|(event, json)| {
-            let Event { version, feed, r#type, .. } = *event;
-            Encoded { version, feed, r#type, json }
+    /// `events`, of which `feeds` tells whose they are.
+    fn encode<'a>(
+        &self,
+        events: impl Iterator<Item = Shown<'a>> + Clone,
+        feeds: impl Iterator<Item = FeedKey>,
+    ) -> std::result::Result<Vec<Encoded>, serde_json::Error> {
+        let json = event::encode(events.clone(), self.zone)?;
+        let encoded = events.zip(feeds).zip(json).map(|((event, feed), json)| Encoded {
+            version: event.version,
+            feed,
+            r#type: event.r#type,
+            json,
         });
         Ok(encoded.collect())
     }
@@ -207,7 +214,8 @@ impl Relay {
             return false;
         }
         let seen_already = events.last().is_some_and(|event| event.version <= self.live.tail.head());
-        seen_already || self.live.encode(events).is_ok_and(|encoded| self.add(encoded))
+        let encode = || self.live.encode(events.iter().map(Event::shown), events.iter().map(|event| event.feed));
+        seen_already || encode().is_ok_and(|encoded| self.add(encoded))
     }
 
     fn add(&self, events: Vec<Encoded>) -> bool {
@@ -264,7 +272,7 @@ impl Relay {
         live.tokens.catch_up(connection, state.revocations).await?;
         while live.tail.head() < state.head {
             let page = events::read_all(connection, &live.cards, live.tail.head(), limits::RELAY_SCAN_EVENTS).await?;
-            let events = live.encode(&page.events).map_err(|error| sqlx::Error::Encode(error.into()))?;
+            let events = live.encode(page.events(), page.feeds()).map_err(|error| sqlx::Error::Encode(error.into()))?;
             let count = events.len();
             if count == 0 || !self.add(events) {
                 return Err(sqlx::Error::Decode(

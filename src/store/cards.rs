@@ -78,10 +78,16 @@ impl Cards {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub async fn load(&self, connection: &mut PgConnection, sessions: &[i64], profiles: &[i32]) -> Result<()> {
+    pub async fn load(
+        &self,
+        connection: &mut PgConnection,
+        sessions: &[SessionKey],
+        profiles: &[ProfileKey],
+    ) -> Result<()> {
         loop {
             let erasures = self.erasures();
-            let missing: Vec<i64> = sessions.iter().copied().filter(|key| !self.sessions.contains_key(key)).collect();
+            let missing: Vec<i64> =
+                sessions.iter().map(|key| key.0).filter(|key| !self.sessions.contains_key(key)).collect();
             if missing.is_empty() {
                 break;
             }
@@ -95,7 +101,7 @@ impl Cards {
             }
         }
         let missing: Vec<i32> =
-            profiles.iter().copied().filter(|key| *key != 0 && !self.profiles.contains_key(key)).collect();
+            profiles.iter().map(|key| key.0).filter(|key| *key != 0 && !self.profiles.contains_key(key)).collect();
         if !missing.is_empty() {
             let rows: Vec<(i32, String, Option<String>, Option<String>)> = sqlx::query_as(
                 "/* cards.load */ select p.profile_key, f.feed_id, p.name, p.image

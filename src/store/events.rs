@@ -15,20 +15,25 @@ use sqlx::{
 use self::rows::{EventRow, Held, Order, Rows, complete, take_rows};
 use super::{Result, cards::Cards};
 use crate::domain::{
-    event::{Event, EventType, Profile, SessionCard, TypeSet},
-    ids::{FeedKey, MessageId, ProfileKey, SessionKey},
+    event::{EventType, Messages, Profile, SessionCard, Shown, TypeSet},
+    ids::{FeedKey, MessageId, SessionKey},
     limits,
     message::{ContentType, Message, MessageType},
 };
 
 /// What one read found.
-#[derive(Debug)]
 pub struct Page {
     /// In the order of the read: ascending, but for [`read_before`].
-    pub events: Vec<Event>,
+    rows: Vec<EventRow>,
+    contents: String,
+    /// Each once; an event says which is its.
+    sessions: Vec<Arc<SessionCard>>,
+    profiles: Vec<Option<Arc<Profile>>>,
+    /// The messages that AddSession events brought.
+    brought: HashMap<i64, Vec<Arc<Message>>>,
     /// Whether there was more than `limit` or than fits an answer.
     pub more: bool,
-    /// The newest version there was.
+    /// The newest version there was; [`read_before`] does not look.
     pub head: i64,
     /// The oldest version still kept.
     pub oldest: i64,
@@ -37,6 +42,39 @@ pub struct Page {
     /// Whether the statement had more to give than was taken: its connection is better closed than
     /// read to the end.
     pub cut: bool,
+}
+
+impl Page {
+    /// In the order of the read.
+    pub fn versions(&self) -> impl ExactSizeIterator<Item = i64> {
+        self.rows.iter().map(|row| row.version)
+    }
+
+    /// Whose the events are; only [`read_all`] asks.
+    pub fn feeds(&self) -> impl Iterator<Item = FeedKey> {
+        self.rows.iter().map(|row| row.feed)
+    }
+
+    /// About how many bytes of content it has.
+    pub fn content_bytes(&self) -> usize {
+        let brought = self.brought.values().flatten().map(|message| message.content.len());
+        self.contents.len() + brought.sum::<usize>()
+    }
+
+    /// In the order of the read.
+    pub fn events(&self) -> impl DoubleEndedIterator<Item = Shown<'_>> + ExactSizeIterator + Clone {
+        self.rows.iter().map(|row| Shown {
+            version: row.version,
+            r#type: row.r#type,
+            session: &self.sessions[row.session],
+            agent: self.profiles[row.profile].as_deref(),
+            reason: row.reason,
+            messages: match &row.message {
+                Held::Here(message) => Messages::One(message.view(&self.contents)),
+                _ => Messages::Many(self.brought.get(&row.version).map_or(&[], Vec::as_slice)),
+            },
+        })
+    }
 }
 
 /// Whose events, which and how many.
@@ -106,14 +144,15 @@ async fn read(
     version: i64,
     order: Order,
 ) -> Result<Page> {
+    let lane = |r#type: EventType| wanted.types.has(r#type).then(|| r#type.number());
     let statement = || {
         sqlx::query(statement)
             .bind(wanted.feed.0)
             .bind(version)
             .bind(wanted.limit + 1)
-            .bind(wanted.types.has(EventType::AddSession))
-            .bind(wanted.types.has(EventType::Message))
-            .bind(wanted.types.has(EventType::DelSession))
+            .bind(lane(EventType::AddSession))
+            .bind(lane(EventType::Message))
+            .bind(lane(EventType::DelSession))
     };
     page(connection, cards, wanted.limit, order, statement).await
 }
@@ -153,54 +192,30 @@ pub(super) fn read_message(row: &PgRow, version_column: &str) -> Result<Message>
 }
 
 async fn assemble(connection: &mut PgConnection, cards: &Cards, rows: Rows) -> Result<Page> {
-    let Rows { head, oldest, mut events, mut more, below, cut } = rows;
-    let brought = last_messages(connection, &events).await?;
+    let Rows { head, oldest, mut events, contents, sessions, profiles, mut more, below, cut } = rows;
+    let (session_keys, profile_keys) = (sessions.keys, profiles.keys);
+    let brought = last_messages(connection, &events, &session_keys).await?;
     if let Some(complete) = brought.complete_events {
         more |= complete < events.len();
         events.truncate(complete);
     }
-    let mut brought = brought.messages;
-
-    // Each once, however many events there are: a feed has far fewer sessions than events.
-    let mut sessions: HashMap<SessionKey, Option<Arc<SessionCard>>> = HashMap::new();
-    let mut profiles: HashMap<ProfileKey, Option<Arc<Profile>>> = HashMap::new();
-    for event in &events {
-        sessions.insert(event.session, None);
-        profiles.insert(event.profile, None);
-    }
-    let session_keys: Vec<i64> = sessions.keys().map(|key| key.0).collect();
-    let profile_keys: Vec<i32> = profiles.keys().map(|key| key.0).collect();
     cards.load(connection, &session_keys, &profile_keys).await?;
-    for (key, card) in &mut sessions {
-        *card = cards.session(*key);
-    }
-    for (key, card) in &mut profiles {
-        *card = cards.profile(*key);
-    }
-    let events = events
-        .into_iter()
-        .map(|event| {
-            let session = sessions.get(&event.session).cloned().flatten().ok_or_else(|| {
-                sqlx::Error::Decode(
-                    format!("event {} refers to session {}, which does not exist", event.version, event.session.0)
-                        .into(),
-                )
-            })?;
-            Ok(Event {
-                version: event.version,
-                feed: event.feed,
-                r#type: event.r#type,
-                session,
-                agent: profiles.get(&event.profile).cloned().flatten(),
-                reason: event.reason,
-                messages: match event.message {
-                    Held::Here(message) => vec![message],
-                    _ => brought.remove(&event.version).unwrap_or_default(),
-                },
-            })
-        })
-        .collect::<Result<Vec<Event>>>()?;
-    Ok(Page { events, more, head, oldest, below, cut })
+    let sessions = session_keys.iter().map(|key| {
+        let missing = || format!("there are events of session {}, which does not exist", key.0);
+        cards.session(*key).ok_or_else(|| sqlx::Error::Decode(missing().into()))
+    });
+    Ok(Page {
+        rows: events,
+        contents,
+        sessions: sessions.collect::<Result<_>>()?,
+        profiles: profile_keys.iter().map(|key| cards.profile(*key)).collect(),
+        brought: brought.messages,
+        more,
+        head,
+        oldest,
+        below,
+        cut,
+    })
 }
 
 /// The messages that AddSession events brought.
@@ -211,7 +226,8 @@ struct Brought {
     complete_events: Option<usize>,
 }
 
-async fn last_messages(connection: &mut PgConnection, events: &[EventRow]) -> Result<Brought> {
+/// `sessions` are the keys that the events refer to.
+async fn last_messages(connection: &mut PgConnection, events: &[EventRow], sessions: &[SessionKey]) -> Result<Brought> {
     let adding: Vec<(usize, &EventRow)> = events
         .iter()
         .enumerate()
@@ -221,7 +237,7 @@ async fn last_messages(connection: &mut PgConnection, events: &[EventRow]) -> Re
         return Ok(Brought::default());
     }
     let positions: Vec<i32> = (0..adding.len()).map(|position| i32::try_from(position).unwrap_or(i32::MAX)).collect();
-    let sessions: Vec<i64> = adding.iter().map(|(_, event)| event.session.0).collect();
+    let sessions: Vec<i64> = adding.iter().map(|(_, event)| sessions[event.session].0).collect();
     let versions: Vec<i64> = adding.iter().map(|(_, event)| event.version).collect();
     let rows = sqlx::query(include_str!("sql/last_messages.sql"))
         .bind(&positions)

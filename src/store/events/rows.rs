@@ -1,6 +1,6 @@
 //! Rows of the statements that read events, as far as they fit an answer.
 
-use std::sync::Arc;
+use std::{collections::HashMap, hash::Hash, ops::Range};
 
 use chrono::{DateTime, Utc};
 use futures_util::{Stream, TryStreamExt};
@@ -11,18 +11,34 @@ use crate::{
         event::{EventType, Reason},
         ids::{FeedKey, MessageId, ProfileKey, SessionKey},
         limits,
-        message::{ContentType, Message, MessageType},
+        message::{ContentType, MessageType, MessageView},
     },
     store::Result,
 };
 
-/// An event as the statements give it: their columns, by number, in this order.
+/// What a statement gave.
+pub(super) struct Rows {
+    pub head: i64,
+    pub oldest: i64,
+    pub events: Vec<EventRow>,
+    /// The content of all messages, one behind the other.
+    pub contents: String,
+    /// The sessions and agents of all events, each once.
+    pub sessions: Distinct<SessionKey>,
+    pub profiles: Distinct<ProfileKey>,
+    pub more: bool,
+    pub below: bool,
+    pub cut: bool,
+}
+
+/// An event as a statement gives it.
 pub(super) struct EventRow {
     pub version: i64,
-    pub session: SessionKey,
+    /// Where they are among the distinct ones.
+    pub session: usize,
+    pub profile: usize,
     pub feed: FeedKey,
     pub message_seq: i32,
-    pub profile: ProfileKey,
     pub r#type: EventType,
     pub reason: Option<Reason>,
     pub message: Held,
@@ -32,59 +48,116 @@ pub(super) struct EventRow {
 pub(super) enum Held {
     /// It tells of none.
     None,
-    Here(Arc<Message>),
+    Here(Kept),
     /// The event just before it holds it: the first of the two that an agent's message has.
     Before {
-        r#type: MessageType,
-        content_type: ContentType,
+        says: Says,
         created_at: DateTime<Utc>,
     },
 }
 
-impl EventRow {
+/// Who says what, as `says` of the statements has it.
+#[derive(Clone, Copy)]
+pub(super) struct Says {
+    pub r#type: MessageType,
+    pub content_type: ContentType,
+}
+
+impl Says {
+    fn from_number(number: i16) -> Self {
+        Self { r#type: MessageType::from_number(number >> 1), content_type: ContentType::from_number(number & 1) }
+    }
+}
+
+/// A message whose content is in [`Rows::contents`].
+pub(super) struct Kept {
+    pub says: Says,
+    pub id: MessageId,
+    pub created_at: DateTime<Utc>,
+    pub content: Range<usize>,
+}
+
+impl Kept {
+    pub fn view<'a>(&'a self, contents: &'a str) -> MessageView<'a> {
+        MessageView {
+            r#type: self.says.r#type,
+            id: &self.id,
+            content_type: self.says.content_type,
+            content: contents.get(self.content.clone()).unwrap_or_default(),
+            created_at: self.created_at,
+        }
+    }
+}
+
+/// Keys that come many times, and where each has its place.
+pub(super) struct Distinct<K> {
+    pub keys: Vec<K>,
+    places: HashMap<K, usize>,
+    last: Option<(K, usize)>,
+}
+
+impl<K: Copy + Eq + Hash> Distinct<K> {
+    fn new() -> Self {
+        Self { keys: Vec::new(), places: HashMap::new(), last: None }
+    }
+
+    fn place(&mut self, key: K) -> usize {
+        match self.last {
+            Some((last, place)) if last == key => place,
+            _ => {
+                let place = *self.places.entry(key).or_insert_with(|| {
+                    self.keys.push(key);
+                    self.keys.len() - 1
+                });
+                self.last = Some((key, place));
+                place
+            }
+        }
+    }
+}
+
+impl Rows {
     /// Columns are taken by number and without a check of their types: a page of a thousand events
-    /// has thirteen thousand of them. The statements are ours, and tests read every column.
-    fn read(row: &PgRow) -> Result<Self> {
+    /// has twelve thousand of them. The statements are ours, and tests read every column. What a page has most
+    /// of is sent as null, which costs both sides next to nothing.
+    fn read(&mut self, row: &PgRow) -> Result<EventRow> {
         let version: i64 = row.try_get_unchecked(0)?;
-        let number: i16 = row.try_get_unchecked(6)?;
-        let r#type = EventType::from_number(number)
-            .ok_or_else(|| sqlx::Error::Decode(format!("event {version} has the unknown type {number}").into()))?;
+        let number: Option<i16> = row.try_get_unchecked(6)?;
+        let r#type = number
+            .map_or(Some(EventType::Message), EventType::from_number)
+            .ok_or_else(|| sqlx::Error::Decode(format!("event {version} has the unknown type {number:?}").into()))?;
         let message = if r#type == EventType::Message {
             let created_at = row.try_get_unchecked(2)?;
-            let content_type = ContentType::from_number(row.try_get_unchecked(9)?);
-            let r#type = MessageType::from_number(row.try_get_unchecked(8)?);
-            match row.try_get_unchecked(12)? {
+            let says = Says::from_number(row.try_get_unchecked(8)?);
+            match row.try_get_unchecked::<Option<&str>, _>(11)? {
                 Some(content) => {
-                    let (id, text) = (row.try_get_unchecked(10)?, row.try_get_unchecked(11)?);
+                    let (id, text) = (row.try_get_unchecked(9)?, row.try_get_unchecked(10)?);
                     let id = MessageId::from_columns(id, text, version, created_at);
-                    Held::Here(Arc::new(Message { r#type, id, content_type, content, created_at }))
+                    Held::Here(self.keep(says, id, created_at, content))
                 }
-                None => Held::Before { r#type, content_type, created_at },
+                None => Held::Before { says, created_at },
             }
         } else {
             Held::None
         };
-        Ok(Self {
+        let reason: Option<i16> = row.try_get_unchecked(7)?;
+        Ok(EventRow {
             version,
-            session: SessionKey(row.try_get_unchecked(1)?),
-            feed: FeedKey(row.try_get_unchecked(3)?),
-            message_seq: row.try_get_unchecked(4)?,
-            profile: ProfileKey(row.try_get_unchecked(5)?),
+            session: self.sessions.place(SessionKey(row.try_get_unchecked(1)?)),
+            profile: self.profiles.place(ProfileKey(row.try_get_unchecked(5)?)),
+            feed: FeedKey(row.try_get_unchecked::<Option<i32>, _>(3)?.unwrap_or_default()),
+            message_seq: row.try_get_unchecked::<Option<i32>, _>(4)?.unwrap_or_default(),
             r#type,
-            reason: Reason::from_number(row.try_get_unchecked(7)?),
+            reason: reason.and_then(Reason::from_number),
             message,
         })
     }
-}
 
-/// What a statement gave.
-pub(super) struct Rows {
-    pub head: i64,
-    pub oldest: i64,
-    pub events: Vec<EventRow>,
-    pub more: bool,
-    pub below: bool,
-    pub cut: bool,
+    fn keep(&mut self, says: Says, id: MessageId, created_at: DateTime<Utc>, content: &str) -> Kept {
+        let start = self.contents.len();
+        self.contents.push_str(content);
+        Kept { says, id, created_at, content: start..self.contents.len() }
+    }
 }
 
 /// How versions follow each other.
@@ -102,9 +175,18 @@ pub(super) async fn take_rows(
 ) -> Result<Rows> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let header = stream.try_next().await?.ok_or(sqlx::Error::RowNotFound)?;
-    let (head, oldest) = (header.try_get(0)?, header.try_get(1)?);
-    let mut rows = Rows { head, oldest, events: Vec::new(), more: false, below: false, cut: false };
-    let mut bytes = 0;
+    let (head, oldest) = (header.try_get::<Option<i64>, _>(0)?.unwrap_or(0), header.try_get(1)?);
+    let mut rows = Rows {
+        head,
+        oldest,
+        events: Vec::new(),
+        contents: String::new(),
+        sessions: Distinct::new(),
+        profiles: Distinct::new(),
+        more: false,
+        below: false,
+        cut: false,
+    };
     while let Some(row) = stream.try_next().await? {
         if row.try_get_unchecked::<i64, _>(0)? < oldest {
             rows.below = true;
@@ -115,17 +197,14 @@ pub(super) async fn take_rows(
             // It was the last.
             continue;
         }
-        let event = EventRow::read(&row)?;
+        let event = rows.read(&row)?;
         // The statements order within and only join without; a plan that mixes them up must not pass.
         let follows = rows.events.last().is_none_or(|last| (event.version > last.version) == (order == Order::Rising));
         if !follows {
             return Err(sqlx::Error::Decode(format!("event {} comes out of order", event.version).into()));
         }
-        if let Held::Here(message) = &event.message {
-            bytes += message.content.len();
-        }
         rows.events.push(event);
-        if bytes >= limits::ANSWER_BYTES_MAX {
+        if rows.contents.len() >= limits::ANSWER_BYTES_MAX {
             (rows.more, rows.cut) = (true, true);
             break;
         }
@@ -147,17 +226,19 @@ pub(super) async fn complete(connection: &mut PgConnection, rows: &mut Rows) -> 
     }
     let mut stream = sqlx::query(include_str!("../sql/first_events.sql")).bind(firsts).fetch(connection);
     let (mut bytes, mut complete) = (0, rows.events.len());
-    for (position, event) in rows.events.iter_mut().enumerate() {
-        let Held::Before { r#type, content_type, created_at } = event.message else { continue };
+    for position in 0..rows.events.len() {
+        let EventRow { version: second, message: Held::Before { says, created_at }, .. } = rows.events[position] else {
+            continue;
+        };
         let Some(row) = stream.try_next().await? else { return Ok(false) };
         let version: i64 = row.try_get(0)?;
-        if version != event.version - 1 {
+        if version != second - 1 {
             return Ok(false);
         }
-        let content: String = row.try_get(3)?;
+        let content: &str = row.try_get(3)?;
         bytes += content.len();
         let id = MessageId::from_columns(row.try_get(1)?, row.try_get(2)?, version, created_at);
-        event.message = Held::Here(Arc::new(Message { r#type, id, content_type, content, created_at }));
+        rows.events[position].message = Held::Here(rows.keep(says, id, created_at, content));
         if bytes >= limits::ANSWER_BYTES_MAX {
             complete = position + 1;
             break;

@@ -1,23 +1,25 @@
 /* events.read_after */
--- $1 feed, $2 after, $3 rows, $4 AddSession?, $5 Message?, $6 DelSession?
--- One range of events_by_feed for each type, merged: it stops after $3 rows.
+-- $1 feed, $2 after, $3 rows; the types wanted, else null: $4 0 (AddSession), $5 1 (Message), $6 2 (DelSession).
+-- One range of events_by_feed for each type, merged: it stops after $3 rows. (A type that is null matches
+-- nothing, and PostgreSQL sees so before it looks.) What a type has nothing to tell in is null, and so is the
+-- type that most events have, 1. says is 2 for an agent's message, and 1 more for an image.
 -- The first row is no event: it names the newest version (if that is not below $2: partitions before
 -- it are not looked at) and the oldest kept, of this very snapshot.
 select greatest(coalesce((select max(version) from events where version >= $2), 0), oldest_version - 1) as version, oldest_version as session_key, null as created_at,
        null as feed_key, null as message_seq, null as profile_key, null as type, null as reason,
-       null as message_type, null as content_type, null as id, null as id_text, null as content
+       null as says, null as id, null as id_text, null as content
 from store
 union all
 (
     select * from (
-        (select version, session_key, created_at, feed_key, message_seq, profile_key, type, reason, message_type, content_type, id, id_text, content from events
-         where feed_key = $1 and type = 0 and version > $2 and $4 order by version limit $3)
+        (select version, session_key, null::timestamptz, null::integer, message_seq, profile_key, type, null::smallint, null::smallint, null::uuid, null::text, null::text from events
+         where feed_key = $1 and type = $4 and version > $2 order by version limit $3)
         union all
-        (select version, session_key, created_at, feed_key, message_seq, profile_key, type, reason, message_type, content_type, id, id_text, content from events
-         where feed_key = $1 and type = 1 and version > $2 and $5 order by version limit $3)
+        (select version, session_key, created_at, null, null, profile_key, null, null, message_type + message_type + content_type, id, id_text, content from events
+         where feed_key = $1 and type = $5 and version > $2 order by version limit $3)
         union all
-        (select version, session_key, created_at, feed_key, message_seq, profile_key, type, reason, message_type, content_type, id, id_text, content from events
-         where feed_key = $1 and type = 2 and version > $2 and $6 order by version limit $3)
-    ) lanes
+        (select version, session_key, null, null, null, profile_key, type, reason, null, null, null, null from events
+         where feed_key = $1 and type = $6 and version > $2 order by version limit $3)
+    ) lanes (version)
     order by version limit $3
 )

@@ -1,17 +1,17 @@
 /* events.read_unacked */
--- $1 feed, $2 ignored (0), $3 rows, $4 AddSession?, $5 Message?, $6 DelSession?
+-- $1 feed, $2 ignored (0), $3 rows; the types wanted, else null: $4 0 (AddSession), $5 1 (Message), $6 2 (DelSession).
 -- What is not acknowledged lies in the gaps between the ranges of acks. For each type the gaps
 -- are walked in order, one range of events_by_feed each; (gap_order, version) is version order,
 -- because gaps do not overlap, and an incremental sort stops after $3 rows.
 -- The first row is no event: it names the newest version and the oldest kept, of this very snapshot.
 select greatest(coalesce((select max(version) from events), 0), oldest_version - 1) as version, oldest_version as session_key, null as created_at,
        null as feed_key, null as message_seq, null as profile_key, null as type, null as reason,
-       null as message_type, null as content_type, null as id, null as id_text, null as content
+       null as says, null as id, null as id_text, null as content
 from store
 union all
 (
-    select version, session_key, created_at, feed_key, message_seq, profile_key, type, reason, message_type, content_type, id, id_text, content
-    from (values (0::smallint, $4::boolean), (1::smallint, $5::boolean), (2::smallint, $6::boolean)) lanes (lane, wanted)
+    select version, session_key, created_at, null, message_seq, profile_key, type, reason, message_type + message_type + content_type, id, id_text, content
+    from (values ($4::smallint), ($5::smallint), ($6::smallint)) lanes (lane)
     cross join lateral (
         select e.*
         from (select first_version as gap_order, last_version as gap_after,
@@ -19,13 +19,12 @@ union all
               from acks where feed_key = $1 and acks.type = lane and last_version >= $2
               order by first_version) gaps
         cross join lateral (
-            select version, session_key, created_at, feed_key, message_seq, profile_key, type, reason, message_type, content_type, id, id_text, content from events
+            select * from events
             where feed_key = $1 and events.type = lane and version > gap_after and version < gap_before
             order by version limit $3
         ) e
         order by gap_order, version
         limit $3
     ) lane_events
-    where wanted
     order by version limit $3
 )
