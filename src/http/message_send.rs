@@ -7,6 +7,7 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
+use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 
 use super::{
@@ -66,6 +67,14 @@ pub fn direct(
     Box::pin(async { send(State(app), Holder(grant), request).await.into_response() })
 }
 
+/// What became of a message of a batch.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Outcome {
+    Sent(SendAnswer),
+    Refused(Value),
+}
+
 async fn send_batch(app: &App, caller: &crate::domain::caller::Caller, body: &RawBody) -> Result<Response, Fault> {
     let items: Vec<Box<RawValue>> = from_json(&body.bytes)?;
     if items.is_empty() || items.len() > limits::BATCH_MESSAGES_MAX {
@@ -91,7 +100,7 @@ async fn send_batch(app: &App, caller: &crate::domain::caller::Caller, body: &Ra
         app.writer.send(Send { caller: caller.clone(), messages }).await?
     };
     let mut sent = sent.into_iter();
-    let answers: Vec<Value> = refusals
+    let answers: Vec<Outcome> = refusals
         .into_iter()
         .map(|refusal| {
             let outcome = match refusal {
@@ -99,8 +108,8 @@ async fn send_batch(app: &App, caller: &crate::domain::caller::Caller, body: &Ra
                 None => sent.next().unwrap_or_else(|| Err(Fault::internal("a message without an outcome"))),
             };
             match outcome {
-                Ok(sent) => serde_json::to_value(answer(app, sent)).unwrap_or_default(),
-                Err(fault) => problem::object(&fault),
+                Ok(sent) => Outcome::Sent(answer(app, sent)),
+                Err(fault) => Outcome::Refused(problem::object(&fault)),
             }
         })
         .collect();

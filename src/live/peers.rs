@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::domain::limits;
 
 /// How long nobody else must have been heard: three turns, of which two may be late.
-const ALONE_AFTER: Duration = Duration::from_millis(3 * limits::LISTENER_PING_MS);
+pub const ALONE_AFTER: Duration = Duration::from_millis(3 * limits::LISTENER_PING_MS);
 /// For a time that does not exist: nobody listens.
 const NEVER: u64 = u64::MAX;
 

@@ -8,8 +8,8 @@ use super::socket::{PORT, SocketDir};
 
 const MIB: u64 = 1 << 20;
 const SHARED_BUFFERS_MIB_MIN: u64 = 128;
-/// More brings little before the desk is large enough for a server of its own.
-const SHARED_BUFFERS_MIB_MAX: u64 = 2048;
+/// A desk with more than this is large enough for a server of its own.
+const SHARED_BUFFERS_MIB_MAX: u64 = 8192;
 
 /// `-c name=value ...`. Of two settings of one name PostgreSQL takes the later.
 pub fn arguments(asked: &[(String, String)], socket: &SocketDir) -> Vec<OsString> {
@@ -31,7 +31,7 @@ pub fn arguments(asked: &[(String, String)], socket: &SocketDir) -> Vec<OsString
     arguments
 }
 
-fn defaults() -> [(&'static str, String); 10] {
+fn defaults() -> [(&'static str, String); 11] {
     let text = str::to_owned;
     [
         ("cluster_name", text("deskfeed")),
@@ -46,6 +46,9 @@ fn defaults() -> [(&'static str, String); 10] {
         ("logging_collector", text("off")),
         ("max_connections", text("100")),
         ("max_wal_size", text("4GB")),
+        // So much is kept to be written over. A new segment is filled with zeros first, while all who append
+        // wait: 50 ms where this was measured.
+        ("min_wal_size", text("1GB")),
         ("shared_buffers", format!("{}MB", shared_buffers_mib(memory_bytes()))),
     ]
 }
@@ -83,7 +86,8 @@ mod tests {
         assert_eq!(shared_buffers_mib(None), 128);
         assert_eq!(shared_buffers_mib(Some(gib / 4)), 128);
         assert_eq!(shared_buffers_mib(Some(4 * gib)), 1024);
-        assert_eq!(shared_buffers_mib(Some(64 * gib)), 2048);
+        assert_eq!(shared_buffers_mib(Some(24 * gib)), 6144);
+        assert_eq!(shared_buffers_mib(Some(64 * gib)), 8192);
     }
 
     #[test]

@@ -204,6 +204,27 @@ pub async fn settle(url: &str) -> Result<()> {
     connection.close().await
 }
 
+/// Leaves the server with so many WAL segments to write over, as one has that has worked for a while. A
+/// new one is filled with zeros while everybody waits.
+///
+/// # Errors
+/// When the server refuses it: it is a superuser's.
+pub async fn make_wal(url: &str, segments: u32) -> Result<()> {
+    let mut connection = connect(url).await?;
+    let statement = format!(
+        "do $$ begin
+            for i in 1..{segments} loop
+                -- A segment in which nothing was written is not left.
+                perform pg_logical_emit_message(false, 'bench', '');
+                perform pg_switch_wal();
+            end loop;
+         end $$"
+    );
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await?;
+    connection.execute("checkpoint").await?;
+    connection.close().await
+}
+
 /// Bytes on disk of all tables of the service, with their indexes.
 ///
 /// # Errors
@@ -215,6 +236,14 @@ pub async fn disk_bytes(connection: &mut PgConnection) -> Result<i64> {
     )
     .fetch_one(connection)
     .await
+}
+
+/// Bytes on disk of all databases of the server.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn server_bytes(connection: &mut PgConnection) -> Result<i64> {
+    sqlx::query_scalar("select sum(pg_database_size(oid))::bigint from pg_database").fetch_one(connection).await
 }
 
 /// What the server keeps in its own memory.

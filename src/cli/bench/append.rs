@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Plan,
+    Plan, Size,
     check::CONTENT_BYTES,
     load::{Load, checked},
     stats::{Latencies, Results, count},
@@ -24,6 +24,10 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
     let load = Load::on(world, &feeds);
     if world.yardsticks_url().is_none() {
         results.leave_out("append, batch: yardsticks in PostgreSQL, which is not ours with --url");
+    }
+    if plan.size != Size::Smoke {
+        plan.says("waiting until the service knows that it is alone");
+        world.settle().await;
     }
     for round in 1..=plan.rounds {
         for &senders in plan.sizes.senders {

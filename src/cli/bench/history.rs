@@ -306,7 +306,8 @@ impl Grown {
         let Some(url) = &world.database_url else { return Ok(()) };
         let outgrows = {
             let mut connection = tables::connect(url).await?;
-            tables::disk_bytes(&mut connection).await? > tables::shared_buffers_bytes(&mut connection).await?
+            // The table of the raw scan is there, too.
+            tables::server_bytes(&mut connection).await? > tables::shared_buffers_bytes(&mut connection).await?
         };
         for metric in [APPEND, PAGES, WAKE] {
             let mut sizes = self.rounds.iter().filter(|(name, _, _)| *name == metric).map(|(_, _, rounds)| rounds);

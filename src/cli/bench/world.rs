@@ -14,16 +14,18 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::sleep_until};
 use url::Url;
 use uuid::Uuid;
 
 use super::{
     BenchArgs, check, machine,
+    plan::Size,
     process::Process,
     wire::{Wire, get, post},
 };
 use crate::{
+    live::peers::ALONE_AFTER,
     private_pg::{DATABASE, Options, PrivatePg},
     store::yardsticks,
 };
@@ -41,6 +43,8 @@ const STOP: Duration = Duration::from_secs(3);
 /// Database of the yardsticks, apart from the service's: in one database, each of their
 /// notifications would wake the service too.
 const YARDSTICKS: &str = "yardsticks";
+/// A server that has worked for a while has about so many to write over (`min_wal_size` of the private one).
+const WAL_SEGMENTS: u32 = 62;
 const GATEWAY: &str = "bench-gateway";
 
 /// An agent with one open session of its own.
@@ -111,6 +115,9 @@ impl World {
             } else {
                 let options = Options { stop_with_parent: true, ..args.database.private_pg(folder.join("postgres")) };
                 let postgres = PrivatePg::start(options).await?;
+                if args.size != Size::Smoke {
+                    yardsticks::make_wal(&postgres.url(), WAL_SEGMENTS).await?;
+                }
                 yardsticks::create_database(&postgres.url(), YARDSTICKS).await?;
                 let url = postgres.url_of(YARDSTICKS);
                 let yardsticks = Process::start(&["bench-yardsticks"], &[("DATABASE_URL", &url)], &log).await?;
@@ -182,6 +189,13 @@ impl World {
 
     pub fn service_pid(&self) -> Option<u32> {
         self.own.as_ref()?.service.pid()
+    }
+
+    /// Waits until the service knows that it is the only one; before that, it notifies others.
+    pub async fn settle(&self) {
+        if let Some(own) = &self.own {
+            sleep_until((own.service.served + ALONE_AFTER + Duration::from_secs(1)).into()).await;
+        }
     }
 
     /// Resident memory of the service.
