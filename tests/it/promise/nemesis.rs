@@ -79,6 +79,12 @@ impl Plant {
         }
     }
 
+    /// How many events there are.
+    async fn events(&self) -> i64 {
+        let mut sql = self.sql().await;
+        sqlx::query_scalar("select count(*) from events").fetch_one(&mut sql).await.unwrap_or_default()
+    }
+
     /// Process ids of the service's backends.
     async fn backends(&self) -> Vec<i32> {
         let mut sql = self.sql().await;
@@ -110,12 +116,13 @@ const FAULTS: [&str; 9] = [
 ];
 
 /// Breaks things for a while and mends them again. Gives how often it did what.
-pub async fn rage(plant: &mut Plant, mut random: Random, length: Duration) -> BTreeMap<&'static str, u32> {
-    let until = Instant::now() + length;
+/// Goes on for up to four times as long where fewer than `events` have happened: a busy machine is slow.
+pub async fn rage(plant: &mut Plant, mut random: Random, length: Duration, events: i64) -> BTreeMap<&'static str, u32> {
+    let (until, at_last) = (Instant::now() + length, Instant::now() + 4 * length);
     let mut done = BTreeMap::new();
     // Each fault once, in a random order, then as they come.
     let mut turn: Vec<&'static str> = Vec::new();
-    while Instant::now() < until {
+    while Instant::now() < until || Instant::now() < at_last && plant.events().await < events {
         if turn.is_empty() {
             turn = FAULTS.to_vec();
         }
