@@ -5,20 +5,18 @@
 //! reader's version belongs to this history. Looks at the table are boxed: a poll is parked for
 //! long after them, and their room would be parked with it.
 
+mod wait;
+
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use moka::sync::Cache;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
 use uuid::Uuid;
 
+use self::wait::{Wait, Waited};
 use super::{
     ack_writer::AckWriter,
     activity::Activity,
-    bulletin::Notice,
     parked::Parked,
     relay::Live,
     tail::{Look, Slice},
@@ -174,8 +172,7 @@ impl Polls {
             read_deadline(events::read_before(&mut lease, &self.live.cards(), wanted, before.unwrap_or(i64::MAX)))
                 .await?;
         lease.finish_unless(page.cut);
-        let list = event::encode_list(page.events().rev(), page.content_bytes(), self.live.zone, Keep::Last)
-            .map_err(Fault::internal)?;
+        let list = event::encode_list(page.events().rev(), self.live.zone, Keep::Last).map_err(Fault::internal)?;
         let more = page.more || list.count < page.versions().len();
         let next = page.versions().take(list.count).last().unwrap_or(0);
         Ok(Reply { answer: Answer { events: Encoded::List(list), next, more }, epoch })
@@ -347,8 +344,7 @@ fn from_slice(slice: Slice) -> Answer {
 
 /// As much of a rising page as fits an answer, and its versions.
 fn fitting(live: &Live, page: &Page) -> Result<(Answer, Arc<[i64]>), Fault> {
-    let list =
-        event::encode_list(page.events(), page.content_bytes(), live.zone, Keep::First).map_err(Fault::internal)?;
+    let list = event::encode_list(page.events(), live.zone, Keep::First).map_err(Fault::internal)?;
     let more = page.more || list.count < page.versions().len();
     let versions: Arc<[i64]> = page.versions().take(list.count).collect();
     let next = match versions.last() {
@@ -356,77 +352,4 @@ fn fitting(live: &Live, page: &Page) -> Result<(Answer, Arc<[i64]>), Fault> {
         _ => page.head,
     };
     Ok((Answer { events: Encoded::List(list), next, more }, versions))
-}
-
-/// How a wait ended.
-enum Waited {
-    /// Something may have happened: look again.
-    Woken,
-    /// Answer with nothing.
-    Over,
-}
-
-/// The patience of one poll.
-struct Wait<'a> {
-    live: &'a Live,
-    grant: &'a Grant,
-    given_epoch: Option<&'a str>,
-    notices: watch::Receiver<Notice>,
-    until: Instant,
-    none: bool,
-}
-
-impl<'a> Wait<'a> {
-    fn new(live: &'a Live, grant: &'a Grant, query: &'a Query) -> Self {
-        // At a random moment in the last tenth, so that clients do not come back in step.
-        let part = 1.0 - 0.1 * f64::from(fraction());
-        let until = Instant::now() + Duration::from_secs(query.wait_s).mul_f64(part);
-        let mut notices = live.bulletin.subscribe();
-        notices.mark_unchanged();
-        Self { live, grant, given_epoch: query.epoch.as_deref(), notices, until, none: query.wait_s == 0 }
-    }
-
-    fn is_over(&self) -> bool {
-        self.none || self.live.bulletin.is_draining()
-    }
-
-    fn epoch(&self) -> Arc<str> {
-        self.live.bulletin.epoch()
-    }
-
-    fn histories(&self) -> u64 {
-        self.live.bulletin.histories()
-    }
-
-    /// Waits for news of the feed, the end of the poll's patience, or a notice.
-    async fn until_woken(&mut self, woken: impl Future<Output = ()>) -> Result<Waited, Fault> {
-        let until = self.until;
-        self.until_woken_by(woken, until).await
-    }
-
-    /// As [`Wait::until_woken`], for at most `most`.
-    async fn until_woken_or(&mut self, woken: impl Future<Output = ()>, most: Duration) -> Result<Waited, Fault> {
-        let until = self.until.min(Instant::now() + most);
-        self.until_woken_by(woken, until).await
-    }
-
-    async fn until_woken_by(&mut self, woken: impl Future<Output = ()>, until: Instant) -> Result<Waited, Fault> {
-        let waited = tokio::select! {
-            () = woken => Waited::Woken,
-            () = sleep_until(until) => Waited::Over,
-            changed = self.notices.changed() => if changed.is_err() || self.live.bulletin.is_draining() { Waited::Over } else { Waited::Woken },
-        };
-        // Whatever woke us: a token that was revoked or has expired meanwhile is told nothing more.
-        self.live.tokens.check(self.grant)?;
-        Ok(waited)
-    }
-}
-
-/// A random number 0..1. Randomness here only spreads load.
-fn fraction() -> f32 {
-    let mut bytes = [0_u8; 2];
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => f32::from(u16::from_le_bytes(bytes)) / f32::from(u16::MAX),
-        Err(_) => 0.5,
-    }
 }

@@ -55,12 +55,6 @@ impl Page {
         self.rows.iter().map(|row| row.feed)
     }
 
-    /// About how many bytes of content it has.
-    pub fn content_bytes(&self) -> usize {
-        let brought = self.brought.values().flatten().map(|message| message.content.len());
-        self.contents.len() + brought.sum::<usize>()
-    }
-
     /// In the order of the read.
     pub fn events(&self) -> impl DoubleEndedIterator<Item = Shown<'_>> + ExactSizeIterator + Clone {
         self.rows.iter().map(|row| Shown {

@@ -195,7 +195,7 @@ async fn pages_look_into_the_partitions_that_they_need() {
 #[tokio::test]
 async fn a_rare_type_does_not_scan_its_feed() {
     let mut plans = Plans::load().await;
-    // (feed, AddSession?, Message?, DelSession?): one such event among a thousand others.
+    // (feed, type): one such event among a thousand others.
     for (feed, types) in [(7, "0::smallint, null, null"), (8, "null, 1::smallint, null")] {
         for (statement, from) in [(READ_AFTER, 0), (READ_BEFORE, i64::MAX), (READ_UNACKED, 0)] {
             let plan = plans.explain(statement, &format!("{feed}, {from}, 101, {types}")).await;

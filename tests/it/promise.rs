@@ -31,8 +31,8 @@ use self::{
 use crate::support::{Client, desk::ADMIN_TOKEN};
 
 const REPLICAS: usize = 3;
-/// With fewer events a run means nothing.
-const EVENTS_MIN: i64 = 300;
+/// Without more events than these a run means nothing.
+const EVENTS_MIN: usize = 300;
 /// How long readers may take to be given everything after the last fault.
 pub const HEALING: Duration = Duration::from_secs(40);
 
@@ -71,8 +71,7 @@ async fn the_promise_holds_whatever_happens() {
     let violations = checker::check(&ops, &end);
     assert!(violations.is_empty(), "DESKFEED_PROMISE_SEED={seed}: {violations:#?}");
     assert!(reached.is_empty(), "DESKFEED_PROMISE_SEED={seed}: answered what nobody should be: {reached:#?}");
-    let happened = i64::try_from(end.log.len()).expect("fits");
-    assert!(happened >= EVENTS_MIN, "too little happened for the run to mean anything: {happened}");
+    assert!(end.log.len() > EVENTS_MIN, "too little happened for the run to mean anything: {}", end.log.len());
     drop(sql);
     plant.stop().await;
 }

@@ -27,7 +27,7 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
     }
     if plan.size != Size::Smoke {
         plan.says("waiting until the service knows that it is alone");
-        world.settle().await;
+        world.until_alone().await;
     }
     for round in 1..=plan.rounds {
         for &senders in plan.sizes.senders {

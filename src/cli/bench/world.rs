@@ -192,7 +192,7 @@ impl World {
     }
 
     /// Waits until the service knows that it is the only one; before that, it notifies others.
-    pub async fn settle(&self) {
+    pub async fn until_alone(&self) {
         if let Some(own) = &self.own {
             sleep_until((own.service.served + ALONE_AFTER + Duration::from_secs(1)).into()).await;
         }

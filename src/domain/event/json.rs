@@ -181,10 +181,10 @@ struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    /// `events` that have `content` bytes of content: with room for what surrounds it, so that little is
-    /// moved once it is written.
-    fn new(zone: Tz, events: usize, content: usize) -> Self {
-        Self { zone, bytes: Vec::with_capacity(content + 360 * events + 2), beginnings: Vec::new() }
+    /// With room for `events` and what surrounds them, so that little is moved once it is written.
+    fn with_room_for(events: impl Iterator<Item = Shown<'a>>, zone: Tz) -> Self {
+        let room: usize = events.map(|event| event.content_bytes() + 360).sum();
+        Self { zone, bytes: Vec::with_capacity(room + 2), beginnings: Vec::new() }
     }
 
     fn push(&mut self, event: &Shown<'a>) -> Result<(), serde_json::Error> {
@@ -291,10 +291,8 @@ impl Shown<'_> {
 /// # Errors
 /// Never in practice: the shape holds nothing that JSON cannot.
 pub fn encode<'a>(events: impl Iterator<Item = Shown<'a>> + Clone, zone: Tz) -> Result<Vec<Bytes>, serde_json::Error> {
-    let (count, content) =
-        events.clone().fold((0, 0), |(count, bytes), event| (count + 1, bytes + event.content_bytes()));
-    let mut encoder = Encoder::new(zone, count, content);
-    let mut ends = Vec::with_capacity(count);
+    let mut encoder = Encoder::with_room_for(events.clone(), zone);
+    let mut ends = Vec::with_capacity(events.size_hint().0);
     for event in events {
         encoder.push(&event)?;
         ends.push(encoder.bytes.len());
@@ -319,18 +317,16 @@ pub struct List {
     pub count: usize,
 }
 
-/// As many of the events as fit an answer ([`limits::ANSWER_BYTES_MAX`]); one always fits. `content` is
-/// about how many bytes of content they have.
+/// As many of the events as fit an answer ([`limits::ANSWER_BYTES_MAX`]); one always fits.
 ///
 /// # Errors
 /// As [`encode`].
 pub fn encode_list<'a>(
-    events: impl ExactSizeIterator<Item = Shown<'a>>,
-    content: usize,
+    events: impl ExactSizeIterator<Item = Shown<'a>> + Clone,
     zone: Tz,
     keep: Keep,
 ) -> Result<List, serde_json::Error> {
-    let mut encoder = Encoder::new(zone, events.len(), content);
+    let mut encoder = Encoder::with_room_for(events.clone(), zone);
     let mut starts: Vec<usize> = Vec::with_capacity(events.len());
     for event in events {
         starts.push(encoder.bytes.len());
@@ -457,7 +453,7 @@ mod tests {
             })
             .collect();
         let versions = |events: &[Event], keep| {
-            let list = encode_list(events.iter().map(Event::shown), 0, Tz::UTC, keep).unwrap();
+            let list = encode_list(events.iter().map(Event::shown), Tz::UTC, keep).unwrap();
             let shown: Vec<Value> = serde_json::from_slice(&list.json).unwrap();
             assert_eq!(shown.len(), list.count);
             shown.iter().map(|event| event["Version"].as_i64().unwrap()).collect::<Vec<i64>>()

@@ -80,9 +80,11 @@ impl Plant {
     }
 
     /// How many events there are.
-    async fn events(&self) -> i64 {
+    async fn events(&self) -> usize {
         let mut sql = self.sql().await;
-        sqlx::query_scalar("select count(*) from events").fetch_one(&mut sql).await.unwrap_or_default()
+        let count: i64 =
+            sqlx::query_scalar("select count(*) from events").fetch_one(&mut sql).await.unwrap_or_default();
+        usize::try_from(count).expect("not negative")
     }
 
     /// Process ids of the service's backends.
@@ -116,13 +118,18 @@ const FAULTS: [&str; 9] = [
 ];
 
 /// Breaks things for a while and mends them again. Gives how often it did what.
-/// Goes on for up to four times as long where fewer than `events` have happened: a busy machine is slow.
-pub async fn rage(plant: &mut Plant, mut random: Random, length: Duration, events: i64) -> BTreeMap<&'static str, u32> {
+/// Goes on for up to four times as long where not more than `events` have happened: a busy machine is slow.
+pub async fn rage(
+    plant: &mut Plant,
+    mut random: Random,
+    length: Duration,
+    events: usize,
+) -> BTreeMap<&'static str, u32> {
     let (until, at_last) = (Instant::now() + length, Instant::now() + 4 * length);
     let mut done = BTreeMap::new();
     // Each fault once, in a random order, then as they come.
     let mut turn: Vec<&'static str> = Vec::new();
-    while Instant::now() < until || Instant::now() < at_last && plant.events().await < events {
+    while Instant::now() < until || Instant::now() < at_last && plant.events().await <= events {
         if turn.is_empty() {
             turn = FAULTS.to_vec();
         }
