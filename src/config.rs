@@ -57,11 +57,13 @@ pub struct ServeArgs {
     /// Requests per second that one token may send [default: no limit].
     #[arg(long, env = "DESKFEED_REQUESTS_PER_SECOND")]
     pub requests_per_second: Option<NonZeroU32>,
-    /// Most connections for reads; writing and listening take four more.
+    /// Most connections for reads; writing and listening take four more. Where pages of history have threads of
+    /// their own (DESKFEED_THREADS), they have five of eight of these connections.
     #[arg(long, env = "DESKFEED_DB_READERS", default_value = "8", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub db_readers: u32,
     /// Threads that serve requests [default: as many as the machine has cores; half of them where PostgreSQL
-    /// is on the same machine, for it needs the others].
+    /// is on the same machine, for it needs the others]. With fewer than cores, as many threads more as there are
+    /// cores read pages of history.
     #[arg(long, env = "DESKFEED_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 }

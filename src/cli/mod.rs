@@ -23,6 +23,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
 use utoipa::OpenApi;
 
 use crate::{
@@ -90,12 +91,13 @@ pub fn main() -> ExitCode {
     // sqlx and reqwest both look for it; installing it twice is no harm.
     drop(rustls::crypto::ring::default_provider().install_default());
     let command = cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve)));
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    if let Command::Serve(args) = &command {
-        builder.worker_threads(serve::threads(args));
-    }
-    let runtime = match builder.enable_all().build() {
-        Ok(runtime) => runtime,
+    let threads = if let Command::Serve(args) = &command { Some(serve::Threads::of(args)) } else { None };
+    let runtimes = runtime(threads.map(|threads| threads.service), "deskfeed").and_then(|main| {
+        let pages = threads.map_or(0, |threads| threads.pages);
+        Ok((main, if pages > 0 { Some(runtime(Some(pages), "deskfeed-pages")?) } else { None }))
+    });
+    let (runtime, pages) = match runtimes {
+        Ok(runtimes) => runtimes,
         Err(error) => {
             eprintln!("deskfeed: the runtime cannot be started: {error}");
             return ExitCode::FAILURE;
@@ -103,7 +105,7 @@ pub fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         match command {
-            Command::Serve(args) => serve::run(&args).await,
+            Command::Serve(args) => serve::run(&args, pages.as_ref().map(Runtime::handle)).await,
             Command::Demo(args) => demo::run(&args).await,
             Command::Bench(args) => bench::run(&args).await,
             Command::BenchYardsticks(args) => bench::yardsticks::serve(&args).await,
@@ -127,6 +129,15 @@ pub fn main() -> ExitCode {
             if error.is::<database::WrongSchema>() { ExitCode::from(EXIT_SCHEMA) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// So many threads, or as many as there are cores.
+fn runtime(threads: Option<usize>, name: &str) -> io::Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    if let Some(threads) = threads {
+        builder.worker_threads(threads);
+    }
+    builder.thread_name(name).enable_all().build()
 }
 
 /// Writes a text to standard output, to whose reader (`head`, `less`) a part may be enough.

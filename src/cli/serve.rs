@@ -5,6 +5,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, process::ExitCode, sync::Arc, time
 use anyhow::{Context, bail};
 use sqlx::PgConnection;
 use tokio::{
+    runtime::Handle,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
     time::{Instant, sleep, timeout},
@@ -50,7 +51,8 @@ const FIRST_CONTACT: Duration = Duration::from_secs(30);
 /// [`limits::SHUTDOWN_S`] is for the writers and the private PostgreSQL.
 const CONNECTIONS_END: Duration = Duration::from_secs(limits::SHUTDOWN_S - 4);
 
-pub async fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
+/// `page_threads` read pages, if there are any.
+pub async fn run(args: &ServeArgs, page_threads: Option<&Handle>) -> anyhow::Result<ExitCode> {
     raise_open_files();
     let admin_token = args.admin_token()?;
     // Before anything that takes long: two services on one address are a common mistake.
@@ -58,7 +60,7 @@ pub async fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         format!("cannot listen on {}; is another program using it? Set DESKFEED_LISTEN", args.listen)
     })?;
     let database = Database::own(&args.database).await?;
-    let served = serve(args, admin_token, bound, &database).await;
+    let served = serve(args, admin_token, bound, &database, page_threads).await;
     database.stop().await?;
     served
 }
@@ -68,11 +70,15 @@ async fn serve(
     admin_token: Option<String>,
     bound: Bound,
     database: &Database,
+    page_threads: Option<&Handle>,
 ) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let db = Db::new(&database.url, args.db_readers)
-        .context("DATABASE_URL cannot be read; it looks like postgres://user:password@host:5432/database")?;
+    let db = match page_threads {
+        Some(threads) => Db::with_page_threads(&database.url, args.db_readers, threads.clone()),
+        None => Db::new(&database.url, args.db_readers),
+    };
+    let db = db.context("DATABASE_URL cannot be read; it looks like postgres://user:password@host:5432/database")?;
     let mut connection = connect(&db).await?;
     if database.is_private || args.migrate {
         migrate(&mut connection).await?;
@@ -104,14 +110,31 @@ async fn serve(
     Ok(if crashed || !stopped { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Threads to serve requests with. PostgreSQL needs some of the cores where it shares them, and threads
-/// that find nothing to do are woken all the same: with half as many, one sender is answered a third sooner.
-pub fn threads(args: &ServeArgs) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    // A setting that cannot be read is told of by the start itself.
-    let url = args.database.url().ok().flatten();
-    let shares = url.is_none_or(|url| is_on_this_machine(&url));
-    args.threads.map_or(if shares { cores.div_ceil(2) } else { cores }, usize::from)
+/// How many threads do what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Threads {
+    /// Requests, and all else.
+    pub service: usize,
+    /// Pages of the table; 0: they are read where requests are served.
+    pub pages: usize,
+}
+
+impl Threads {
+    /// As asked, or by what this machine has.
+    pub fn of(args: &ServeArgs) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        // A setting that cannot be read is told of by the start itself.
+        let url = args.database.url().ok().flatten();
+        Self::on(cores, args.threads.map(usize::from), url.is_none_or(|url| is_on_this_machine(&url)))
+    }
+
+    /// PostgreSQL needs some of the cores where it shares them, and threads that find nothing to do are woken
+    /// all the same: with half as many, one sender is answered a third sooner. Pages may have all cores then:
+    /// those threads are woken by nothing else.
+    fn on(cores: usize, asked: Option<usize>, shared: bool) -> Self {
+        let service = asked.unwrap_or(if shared { cores.div_ceil(2) } else { cores });
+        Self { service, pages: if service < cores { cores } else { 0 } }
+    }
 }
 
 /// A running service.
@@ -263,5 +286,24 @@ fn raise_open_files() {
         .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
     if let Err(error) = raised {
         tracing::debug!(error = %error, "the limit of open files stays as it is");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_have_threads_where_the_service_leaves_cores() {
+        let threads = |cores, asked, shared| {
+            let Threads { service, pages } = Threads::on(cores, asked, shared);
+            (service, pages)
+        };
+        assert_eq!(threads(2, None, true), (1, 2));
+        assert_eq!(threads(8, None, true), (4, 8));
+        assert_eq!(threads(8, None, false), (8, 0));
+        assert_eq!(threads(1, None, true), (1, 0));
+        assert_eq!(threads(4, Some(3), false), (3, 4));
+        assert_eq!(threads(4, Some(16), true), (16, 0));
     }
 }

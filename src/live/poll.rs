@@ -5,6 +5,7 @@
 //! reader's version belongs to this history. Looks at the table are boxed: a poll is parked for
 //! long after them, and their room would be parked with it.
 
+mod table;
 mod wait;
 
 use std::{pin::pin, sync::Arc, time::Duration};
@@ -25,14 +26,14 @@ use crate::{
     domain::{
         caller::Caller,
         cursor::{Cursor, From, Query},
-        event::{self, Keep, List},
+        event::List,
         fault::Fault,
         ids::{FeedId, FeedKey},
         limits,
     },
     store::{
         agents,
-        events::{self, Page, Wanted},
+        events::{self, Wanted},
         pool::read_deadline,
         tokens::Grant,
     },
@@ -167,15 +168,7 @@ impl Polls {
     /// History: never waits.
     async fn before(&self, wanted: Wanted, before: Option<i64>) -> Result<Reply, Fault> {
         let epoch = self.live.bulletin.epoch();
-        let mut lease = self.live.db.lease().await?;
-        let page =
-            read_deadline(events::read_before(&mut lease, &self.live.cards(), wanted, before.unwrap_or(i64::MAX)))
-                .await?;
-        lease.finish_unless(page.cut);
-        let list = event::encode_list(page.events().rev(), self.live.zone, Keep::Last).map_err(Fault::internal)?;
-        let more = page.more || list.count < page.versions().len();
-        let next = page.versions().take(list.count).last().unwrap_or(0);
-        Ok(Reply { answer: Answer { events: Encoded::List(list), next, more }, epoch })
+        Ok(Reply { answer: table::before(&self.live, wanted, before).await?, epoch })
     }
 
     /// Events after a version.
@@ -200,7 +193,7 @@ impl Polls {
                 Look::Found(slice) if slice.more || slice.head >= owed && !wait.is_over() => Some(from_slice(slice)),
                 Look::TooNew if confirmed && !wait.is_over() => None,
                 // The table has the last word on what is there now, and on what the tail does not cover.
-                _ => Some(Box::pin(self.read_after(wanted, seen, after)).await?),
+                _ => Some(Box::pin(table::after(&self.live, wanted, seen, after)).await?),
             };
             if let Some(found) = found {
                 confirmed = true;
@@ -242,22 +235,6 @@ impl Polls {
         Ok(version)
     }
 
-    /// A look at the table, which decides whether `seen` belongs to this history.
-    async fn read_after(&self, wanted: Wanted, seen: i64, after: i64) -> Result<Answer, Fault> {
-        let mut lease = self.live.db.lease().await?;
-        let page = read_deadline(events::read_after(&mut lease, &self.live.cards(), wanted, seen)).await?;
-        let state = if seen > page.head { Some(read_deadline(events::store_state(&mut lease)).await?) } else { None };
-        lease.finish_unless(page.cut);
-        if let Some(state) = state.filter(|state| seen > state.head) {
-            return Err(Fault::HistoryUnknown { head: state.head, epoch: state.epoch });
-        }
-        // `a=0` means from the oldest kept.
-        if after != 0 && seen < page.oldest - 1 {
-            return Err(Fault::HistoryGone { after: seen, oldest: page.oldest });
-        }
-        Ok(fitting(&self.live, &page)?.0)
-    }
-
     /// What was not acknowledged.
     async fn unacked(&self, wanted: Wanted, wait: &mut Wait<'_>) -> Result<Reply, Fault> {
         let token_id = wait.grant.token_id;
@@ -277,7 +254,7 @@ impl Polls {
                     (from_slice(slice), versions)
                 }
                 Some(Look::TooNew) if !wait.is_over() => (nothing(seen.unwrap_or(0)), Arc::from([])),
-                _ => Box::pin(self.read_unacked(wanted)).await?,
+                _ => Box::pin(table::unacked(&self.live, wanted)).await?,
             };
             if found.events.is_empty() {
                 if wait.is_over() {
@@ -302,13 +279,6 @@ impl Polls {
                 seen = None;
             }
         }
-    }
-
-    async fn read_unacked(&self, wanted: Wanted) -> Result<(Answer, Arc<[i64]>), Fault> {
-        let mut lease = self.live.db.lease().await?;
-        let page = read_deadline(events::read_unacked(&mut lease, &self.live.cards(), wanted)).await?;
-        lease.finish_unless(page.cut);
-        fitting(&self.live, &page)
     }
 
     fn was_just_given(&self, token_id: Uuid, versions: &[i64]) -> bool {
@@ -340,16 +310,4 @@ fn from_slice(slice: Slice) -> Answer {
     };
     let events = Encoded::Each(slice.events.into_iter().map(|event| event.json).collect());
     Answer { events, next, more: slice.more }
-}
-
-/// As much of a rising page as fits an answer, and its versions.
-fn fitting(live: &Live, page: &Page) -> Result<(Answer, Arc<[i64]>), Fault> {
-    let list = event::encode_list(page.events(), live.zone, Keep::First).map_err(Fault::internal)?;
-    let more = page.more || list.count < page.versions().len();
-    let versions: Arc<[i64]> = page.versions().take(list.count).collect();
-    let next = match versions.last() {
-        Some(last) if more => *last,
-        _ => page.head,
-    };
-    Ok((Answer { events: Encoded::List(list), next, more }, versions))
 }

@@ -1,4 +1,4 @@
-//! Connections: a pool for reads, single ones for the writers and the listener.
+//! Connections: pools for reads, single ones for the writers and the listener.
 
 use std::{
     net::IpAddr,
@@ -16,7 +16,8 @@ use sqlx::{
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions, Postgres},
 };
-use tokio::time::Instant;
+use tokio::{runtime::Handle, time::Instant};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::domain::{fault::Fault, limits};
 
@@ -67,7 +68,16 @@ fn session_settings() -> String {
 pub struct Db {
     options: PgConnectOptions,
     readers: PgPool,
+    /// None: pages are read as everything else is.
+    pages: Option<Pages>,
     doubt: Doubt,
+}
+
+/// Where pages are read. A connection belongs to the threads that opened it, so these have their own.
+#[derive(Debug, Clone)]
+struct Pages {
+    threads: Handle,
+    readers: PgPool,
 }
 
 /// Since when connections are no longer believed that were used before.
@@ -102,23 +112,26 @@ impl Db {
     pub fn new(url: &str, readers_max: u32) -> super::Result<Self> {
         let options = PgConnectOptions::from_str(url)?.disable_statement_logging();
         let doubt = Doubt::new();
-        let believing = doubt.clone();
-        let readers = PgPoolOptions::new()
-            .max_connections(readers_max)
-            .acquire_timeout(Duration::from_millis(limits::DB_ACQUIRE_MS))
-            .idle_timeout(Duration::from_secs(60))
-            .max_lifetime(Duration::from_secs(1800))
-            // To ask each time whether a connection still works is a round trip for each read. One that worked a
-            // moment ago is believed, unless somebody has met PostgreSQL away since; who is the first to meet it
-            // is told to come back.
-            .test_before_acquire(false)
-            .before_acquire(move |connection, meta| {
-                let is_believed = believing.believes(meta.idle_for);
-                Box::pin(async move { Ok(is_believed || connection.ping().await.is_ok()) })
-            })
-            .after_connect(|connection, _| Box::pin(set_up(connection, Purpose::Reads)))
-            .connect_lazy_with(options.clone().application_name(Purpose::Reads.application_name()));
-        Ok(Self { options, readers, doubt })
+        let readers = readers(&options, readers_max, &doubt);
+        Ok(Self { options, readers, pages: None, doubt })
+    }
+
+    /// [`Db::new`] with threads for pages, which have five of eight connections.
+    ///
+    /// # Errors
+    /// When `url` cannot be read.
+    pub fn with_page_threads(url: &str, readers_max: u32, threads: Handle) -> super::Result<Self> {
+        let others = readers_max * 3 / 8;
+        if others == 0 {
+            return Self::new(url, readers_max);
+        }
+        let mut db = Self::new(url, others)?;
+        // The pool's own task and its sockets are the threads' too.
+        let entered = threads.enter();
+        let readers = readers(&db.options, readers_max - others, &db.doubt);
+        drop(entered);
+        db.pages = Some(Pages { threads, readers });
+        Ok(db)
     }
 
     /// A connection of its own, outside the pool.
@@ -142,7 +155,23 @@ impl Db {
     /// # Errors
     /// 50300 when none is free in [`limits::DB_ACQUIRE_MS`].
     pub async fn lease(&self) -> Result<Lease, Fault> {
-        Ok(Lease { connection: self.readers.acquire().await?, finished: false })
+        Lease::of(&self.readers).await
+    }
+
+    /// Does `work`, which reads a page, where pages are read. It is given up when nobody waits for it
+    /// any more.
+    ///
+    /// # Errors
+    /// As `work`, or 50300 when no connection is free in [`limits::DB_ACQUIRE_MS`].
+    pub async fn page<T, F>(&self, work: impl FnOnce(Lease) -> F + Send + 'static) -> Result<T, Fault>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Fault>> + Send,
+    {
+        let Some(Pages { threads, readers }) = &self.pages else { return work(self.lease().await?).await };
+        let readers = readers.clone();
+        let page = threads.spawn(async move { work(Lease::of(&readers).await?).await });
+        AbortOnDropHandle::new(page).await.map_err(Fault::internal)?
     }
 
     /// PostgreSQL was away: whatever was connected to it before may be dead.
@@ -157,12 +186,37 @@ impl Db {
 
     /// (connections open, of them idle)
     pub fn readers(&self) -> (u32, usize) {
-        (self.readers.size(), self.readers.num_idle())
+        self.pools().fold((0, 0), |(open, idle), pool| (open + pool.size(), idle + pool.num_idle()))
     }
 
     pub async fn close(&self) {
-        self.readers.close().await;
+        for pool in self.pools() {
+            pool.close().await;
+        }
     }
+
+    fn pools(&self) -> impl Iterator<Item = &PgPool> {
+        std::iter::once(&self.readers).chain(self.pages.as_ref().map(|pages| &pages.readers))
+    }
+}
+
+fn readers(options: &PgConnectOptions, most: u32, doubt: &Doubt) -> PgPool {
+    let believing = doubt.clone();
+    PgPoolOptions::new()
+        .max_connections(most)
+        .acquire_timeout(Duration::from_millis(limits::DB_ACQUIRE_MS))
+        .idle_timeout(Duration::from_secs(60))
+        .max_lifetime(Duration::from_secs(1800))
+        // To ask each time whether a connection still works is a round trip for each read. One that worked a
+        // moment ago is believed, unless somebody has met PostgreSQL away since; who is the first to meet it
+        // is told to come back.
+        .test_before_acquire(false)
+        .before_acquire(move |connection, meta| {
+            let is_believed = believing.believes(meta.idle_for);
+            Box::pin(async move { Ok(is_believed || connection.ping().await.is_ok()) })
+        })
+        .after_connect(|connection, _| Box::pin(set_up(connection, Purpose::Reads)))
+        .connect_lazy_with(options.clone().application_name(Purpose::Reads.application_name()))
 }
 
 /// Whether a database's URL leads to this very machine: by a socket or a loopback address.
@@ -196,6 +250,10 @@ pub struct Lease {
 }
 
 impl Lease {
+    async fn of(pool: &PgPool) -> Result<Self, Fault> {
+        Ok(Self { connection: pool.acquire().await?, finished: false })
+    }
+
     pub fn finish(mut self) {
         self.finished = true;
     }

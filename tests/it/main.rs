@@ -24,6 +24,7 @@ mod fuzz;
 mod migrate;
 mod observability;
 mod openapi;
+mod page_threads;
 mod paging;
 mod partitions;
 mod plans;

@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::{
     check::{Acknowledged, batch, message, turn, versions_of},
+    generator::generate,
     stats::Latencies,
     wire::{Wire, post},
     world::{Feed, World},
@@ -71,6 +72,11 @@ impl Load {
     /// # Errors
     /// When a message is refused or a connection ends.
     pub async fn closed_loop(&self, senders: usize, time: Duration) -> anyhow::Result<Sent> {
+        let load = self.clone();
+        generate(async move { load.in_turn(senders, time).await }).await
+    }
+
+    async fn in_turn(&self, senders: usize, time: Duration) -> anyhow::Result<Sent> {
         let mut wires = Vec::with_capacity(senders);
         for number in 0..senders {
             wires.push(Wire::connect_numbered(number, self.address).await?);

@@ -4,6 +4,7 @@
 mod append;
 mod check;
 mod fanout;
+mod generator;
 mod history;
 mod load;
 mod machine;

@@ -24,6 +24,7 @@ use tokio::{
 
 use super::{
     check::content,
+    generator::generate,
     stats::Latencies,
     wire::{self, Wire},
 };
@@ -118,25 +119,28 @@ pub struct Measured {
 /// # Errors
 /// When the server does not answer.
 pub async fn ok(address: SocketAddr, connections: usize, time: Duration) -> anyhow::Result<Measured> {
-    let mut wires = Vec::with_capacity(connections);
-    for number in 0..connections {
-        wires.push(Wire::connect_numbered(number, address).await?);
-    }
-    let token = "0123456789012345678901234567890123456789012";
-    let (started, mut tasks) = (Instant::now(), JoinSet::new());
-    for mut wire in wires {
-        let request = wire::get("/ok", token);
-        tasks.spawn(async move {
-            let mut latencies = Latencies::new()?;
-            while started.elapsed() < time {
-                let begun = Instant::now();
-                wire.exchange_ok(&request).await?;
-                latencies.record(begun.elapsed());
-            }
-            anyhow::Ok(latencies)
-        });
-    }
-    sum(tasks, started).await
+    generate(async move {
+        let mut wires = Vec::with_capacity(connections);
+        for number in 0..connections {
+            wires.push(Wire::connect_numbered(number, address).await?);
+        }
+        let token = "0123456789012345678901234567890123456789012";
+        let (started, mut tasks) = (Instant::now(), JoinSet::new());
+        for mut wire in wires {
+            let request = wire::get("/ok", token);
+            tasks.spawn(async move {
+                let mut latencies = Latencies::new()?;
+                while started.elapsed() < time {
+                    let begun = Instant::now();
+                    wire.exchange_ok(&request).await?;
+                    latencies.record(begun.elapsed());
+                }
+                anyhow::Ok(latencies)
+            });
+        }
+        sum(tasks, started).await
+    })
+    .await
 }
 
 /// How a message is kept without HTTP.

@@ -1,9 +1,12 @@
 //! A whole service in the test's own process, on a database of its own.
 
+use std::sync::OnceLock;
+
 use clap::Parser;
 use deskfeed::{cli::serve::Desk, config::ServeArgs, http::server::Bound, store::pool::Db};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::{client::Client, postgres};
 
@@ -95,6 +98,13 @@ pub async fn start_replica(url: &str, arguments: &[&str]) -> Desk {
     let listen = ["deskfeed", "--listen", "127.0.0.1:0", "--database-url", url];
     let args = Args::parse_from(listen.iter().chain(arguments)).serve;
     let bound = Bound::to(args.listen).expect("a port");
-    let db = Db::new(url, args.db_readers).expect("a URL");
+    let db = Db::with_page_threads(url, args.db_readers, page_threads()).expect("a URL");
     Desk::start(&args, Some(ADMIN_TOKEN), bound, db).await.expect("the service starts")
+}
+
+/// Threads for pages, the same for all services of the tests.
+pub fn page_threads() -> Handle {
+    static THREADS: OnceLock<Runtime> = OnceLock::new();
+    let started = || Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+    THREADS.get_or_init(started).handle().clone()
 }
