@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     Plan, Size,
     check::CONTENT_BYTES,
+    generator::generate,
     load::{Load, checked},
     stats::{Latencies, Results, count},
     targets::{COMMIT_AND_OK, MULTI_ROW_100, MULTI_ROW_1000, NAIVE_HTTP, OK_REQUESTS, SINGLE_HTTP},
@@ -88,7 +89,7 @@ struct Beside {
 
 impl Beside {
     async fn measure(world: &World, load: &Load, senders: usize, time: Duration) -> anyhow::Result<Self> {
-        let ok = yardsticks::ok(world.yardsticks(), senders, time).await?;
+        let ok = generate(yardsticks::ok(world.yardsticks(), senders, time)).await?;
         let (mut rates, mut floor_ms) = (vec![(OK_REQUESTS, ok.per_second)], None);
         if let Some(url) = world.yardsticks_url() {
             for (name, path) in [(NAIVE_HTTP, "/naive"), (SINGLE_HTTP, "/single")] {
@@ -114,7 +115,7 @@ impl Beside {
 async fn bare(world: &World, plan: &Plan, results: &mut Results) -> anyhow::Result<()> {
     let largest = plan.sizes.senders.iter().copied().max().unwrap_or(1);
     for &connections in plan.sizes.senders {
-        let ok = yardsticks::ok(world.yardsticks(), connections, plan.time / 2).await?;
+        let ok = generate(yardsticks::ok(world.yardsticks(), connections, plan.time / 2)).await?;
         let what = format!("ok server, {}", of_connections(connections));
         results.push_yardstick(&what, "throughput", "requests/s", ok.per_second);
         push_usual(results, &what, &ok.latencies);

@@ -156,6 +156,12 @@ impl World {
     /// # Errors
     /// When something does not stop.
     pub async fn stop(mut self) -> anyhow::Result<()> {
+        let ended = self.end().await;
+        remove(&self.folder);
+        ended
+    }
+
+    async fn end(&mut self) -> anyhow::Result<()> {
         self.yardsticks.stop().await?;
         if let Some(mut own) = self.own.take() {
             own.service.stop().await?;
@@ -168,7 +174,6 @@ impl World {
                 ask(&mut wire, &self.admin, "/session/close", &json!({"SessionId": feed.session})).await?;
             }
         }
-        remove(&self.folder);
         Ok(())
     }
 

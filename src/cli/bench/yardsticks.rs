@@ -24,7 +24,6 @@ use tokio::{
 
 use super::{
     check::content,
-    generator::generate,
     stats::Latencies,
     wire::{self, Wire},
 };
@@ -76,7 +75,11 @@ pub async fn serve(args: &YardsticksArgs) -> anyhow::Result<ExitCode> {
     lifecycle.spawn("accept loop", server::serve(socket, TowerToHyperService::new(router), lifecycle.clone()));
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+            _ = terminate.recv() => {
+                // Who listens on the address is not missed then.
+                lifecycle.stopping().cancel();
+                return Ok(ExitCode::SUCCESS);
+            }
             heard = heard(listener.as_mut()) => heard?,
         }
     }
@@ -119,28 +122,25 @@ pub struct Measured {
 /// # Errors
 /// When the server does not answer.
 pub async fn ok(address: SocketAddr, connections: usize, time: Duration) -> anyhow::Result<Measured> {
-    generate(async move {
-        let mut wires = Vec::with_capacity(connections);
-        for number in 0..connections {
-            wires.push(Wire::connect_numbered(number, address).await?);
-        }
-        let token = "0123456789012345678901234567890123456789012";
-        let (started, mut tasks) = (Instant::now(), JoinSet::new());
-        for mut wire in wires {
-            let request = wire::get("/ok", token);
-            tasks.spawn(async move {
-                let mut latencies = Latencies::new()?;
-                while started.elapsed() < time {
-                    let begun = Instant::now();
-                    wire.exchange_ok(&request).await?;
-                    latencies.record(begun.elapsed());
-                }
-                anyhow::Ok(latencies)
-            });
-        }
-        sum(tasks, started).await
-    })
-    .await
+    let mut wires = Vec::with_capacity(connections);
+    for number in 0..connections {
+        wires.push(Wire::connect_numbered(number, address).await?);
+    }
+    let token = "0123456789012345678901234567890123456789012";
+    let (started, mut tasks) = (Instant::now(), JoinSet::new());
+    for mut wire in wires {
+        let request = wire::get("/ok", token);
+        tasks.spawn(async move {
+            let mut latencies = Latencies::new()?;
+            while started.elapsed() < time {
+                let begun = Instant::now();
+                wire.exchange_ok(&request).await?;
+                latencies.record(begun.elapsed());
+            }
+            anyhow::Ok(latencies)
+        });
+    }
+    sum(tasks, started).await
 }
 
 /// How a message is kept without HTTP.
