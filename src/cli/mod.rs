@@ -132,6 +132,9 @@ pub fn main() -> ExitCode {
 }
 
 /// So many threads, or as many as there are cores.
+///
+/// # Errors
+/// When they cannot be started.
 fn runtime(threads: Option<usize>, name: &str) -> io::Result<Runtime> {
     let mut builder = Builder::new_multi_thread();
     if let Some(threads) = threads {

@@ -16,6 +16,14 @@ async fn db() -> Db {
     Db::with_page_threads(&url, READERS, page_threads()).expect("a URL")
 }
 
+async fn read_page(db: &Db) {
+    let page = db.page(|lease| async move {
+        lease.finish();
+        Ok(())
+    });
+    page.await.expect("a page is read");
+}
+
 #[tokio::test]
 async fn a_page_that_nobody_waits_for_is_given_up() {
     let db = db().await;
@@ -45,12 +53,7 @@ async fn pages_and_all_else_do_not_wait_for_each_other() {
     }
     assert!(matches!(db.lease().await, Err(Fault::Unavailable { .. })), "all else has three");
     for _ in 0..READERS {
-        db.page(|lease| async move {
-            lease.finish();
-            Ok(())
-        })
-        .await
-        .expect("a page is read");
+        read_page(&db).await;
     }
     let (open, _) = db.readers();
     assert!((4..=READERS).contains(&open), "three and those of the pages, not {open}");
@@ -62,10 +65,5 @@ async fn a_page_that_panics_is_one_failure() {
     let page = db.page(|_lease| async { panic!("as the test wants") });
     let failed: Result<(), Fault> = page.await;
     assert!(matches!(failed, Err(Fault::Internal(_))), "{failed:?}");
-    db.page(|lease| async move {
-        lease.finish();
-        Ok(())
-    })
-    .await
-    .expect("others are read");
+    read_page(&db).await;
 }

@@ -4,7 +4,9 @@
 
 use std::num::NonZeroUsize;
 
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
+
+use crate::cli;
 
 /// Does `work` on such threads, with whatever it spawns.
 ///
@@ -14,10 +16,10 @@ pub async fn generate<T: Send + 'static>(
     work: impl Future<Output = anyhow::Result<T>> + Send + 'static,
 ) -> anyhow::Result<T> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let runtime = Builder::new_multi_thread().worker_threads(cores.div_ceil(2)).enable_all().build()?;
-    let threads = Threads(Some(runtime));
-    let Some(runtime) = &threads.0 else { anyhow::bail!("threads that have ended") };
-    runtime.spawn(work).await?
+    let runtime = cli::runtime(Some(cores.div_ceil(2)), "deskfeed-senders")?;
+    let working = runtime.spawn(work);
+    let _threads = Threads(Some(runtime));
+    working.await?
 }
 
 /// A runtime that may be dropped by a task of another.
