@@ -10,7 +10,6 @@ use crate::{
     config::DatabaseArgs,
     private_pg::PrivatePg,
     store::{
-        self,
         pool::{Db, Purpose},
         schema::{self, SchemaState},
     },
@@ -99,7 +98,7 @@ pub async fn connect(db: &Db) -> anyhow::Result<PgConnection> {
     loop {
         match db.connect(Purpose::Commands).await {
             Ok(connection) => return Ok(connection),
-            Err(error) if store::is_outage(&error) && Instant::now() < until => {
+            Err(error) if error.is_outage() && Instant::now() < until => {
                 if !told {
                     tracing::info!(error = %error, "waiting for PostgreSQL");
                     told = true;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::{database::Database, print_text};
+use super::{database::Database, explained, print_text};
 use crate::{
     config::DatabaseArgs,
     domain::finding::{Finding, Severity, worst},
@@ -70,7 +70,7 @@ async fn examine(args: &DoctorArgs, database: &Database) -> Vec<Finding> {
 fn unreachable(error: &anyhow::Error) -> Finding {
     Finding::critical(
         "connection",
-        format!("the database cannot be reached: {error:#}"),
+        format!("the database cannot be reached: {}", explained(error)),
         "check DATABASE_URL, and that the server runs and lets this role in",
     )
 }

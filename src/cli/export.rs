@@ -28,6 +28,7 @@ use crate::{
     clock::Clock,
     config::DatabaseArgs,
     store::{
+        self,
         archive::{
             self,
             lines::ToLines,
@@ -205,7 +206,7 @@ impl<W: Write> Export<W> {
     async fn write(
         &mut self,
         table: &'static Table,
-        mut rows: impl Stream<Item = sqlx::Result<bytes::Bytes>> + Unpin,
+        mut rows: impl Stream<Item = store::Result<bytes::Bytes>> + Unpin,
     ) -> anyhow::Result<u64> {
         let (mut lines, mut line, mut count) = (ToLines::new(table), Vec::new(), 0);
         while let Some(piece) = rows.try_next().await? {

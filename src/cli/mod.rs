@@ -125,10 +125,23 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("deskfeed: {error:#}");
+            eprintln!("deskfeed: {}", explained(&error));
             if error.is::<database::WrongSchema>() { ExitCode::from(EXIT_SCHEMA) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// An error with its causes, without those whose text is in it already.
+fn explained(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
+        if text.is_empty() {
+            cause
+        } else if text.contains(&cause) {
+            text
+        } else {
+            format!("{text}: {cause}")
+        }
+    })
 }
 
 /// So many threads, or as many as there are cores.

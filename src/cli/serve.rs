@@ -7,8 +7,8 @@ use sqlx::PgConnection;
 use tokio::{
     runtime::Handle,
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
-    time::{Instant, sleep, timeout},
+    sync::{mpsc, oneshot},
+    time::timeout,
 };
 
 use super::{
@@ -28,7 +28,7 @@ use crate::{
     live::{
         ack_writer::AckWriter,
         activity::{self, Activity},
-        bulletin::Bulletin,
+        freshness::Freshness,
         parked::Parked,
         partitions,
         poll::Polls,
@@ -158,24 +158,22 @@ impl Desk {
         let metrics = telemetry::metrics();
         let address = bound.address()?;
         let (serving, working) = (Lifecycle::default(), Lifecycle::default());
-        let bulletin = Arc::new(Bulletin::default());
-        let tokens = Tokens::new(db.clone(), Clock, Arc::clone(&bulletin), admin_token);
-        let live = Arc::new(Live::new(db, tokens, bulletin, args.timezone));
+        let freshness = Arc::new(Freshness::default());
+        let tokens = Tokens::new(db.clone(), Clock, Arc::clone(&freshness), admin_token);
+        let parked = Arc::new(Parked::new(args.polls_per_token));
+        let live = Arc::new(Live::new(db.clone(), tokens, Arc::clone(&freshness), parked, args.timezone));
 
         let (committed, to_relay) = mpsc::channel(RELAY_QUEUE);
-        let relay = Relay { live: Arc::clone(&live), committed: to_relay };
+        let (first_look, looked) = oneshot::channel();
+        let relay = Relay { live: Arc::clone(&live), committed: to_relay, first_look: Some(first_look) };
         working.spawn("relay", relay.run(working.stopping().clone()));
         working.spawn("listener", relay::listen(Arc::clone(&live), working.stopping().clone()));
-        let until = Instant::now() + FIRST_CONTACT;
-        while !live.is_in_touch() {
-            if Instant::now() >= until {
-                bail!("PostgreSQL does not answer; see the log for its reason");
-            }
-            sleep(Duration::from_millis(10)).await;
+        if !matches!(timeout(FIRST_CONTACT, looked).await, Ok(Ok(()))) {
+            bail!("PostgreSQL does not answer; see the log for its reason");
         }
 
-        if let Err(fault) = live.tokens.preload().await {
-            tracing::debug!(error = %fault, "no tokens were read ahead");
+        if let Err(error) = live.tokens.preload().await {
+            tracing::debug!(error = %error, "no tokens were read ahead");
         }
 
         let (writer, writer_task) = Writer::new(Arc::clone(&live), committed);
@@ -185,16 +183,15 @@ impl Desk {
         let activity = Arc::new(Activity::default());
         working.spawn(
             "activity",
-            activity::run(Arc::clone(&activity), Arc::clone(&live), writer.clone(), working.stopping().clone()),
+            activity::run(Arc::clone(&activity), db.clone(), freshness, writer.clone(), working.stopping().clone()),
         );
 
-        working.spawn("partitions", partitions::run(Arc::clone(&live), working.stopping().clone()));
+        working.spawn("partitions", partitions::run(db, working.stopping().clone()));
 
-        let parked = Arc::new(Parked::new(args.polls_per_token));
         let app = App::new(Parts {
             live: Arc::clone(&live),
             writer,
-            polls: Polls::new(Arc::clone(&live), acks, Arc::clone(&activity), parked),
+            polls: Polls::new(Arc::clone(&live), acks, Arc::clone(&activity), Clock),
             activity,
             rate: Rate::new(args.requests_per_second),
             metrics,

@@ -86,7 +86,7 @@ pub async fn create(
     subject: Option<&str>,
     expires_in_s: Option<i64>,
 ) -> anyhow::Result<String> {
-    match issue(connection, role, subject, expires_in_s).await {
+    match issue(connection, role, subject, expires_in_s).await? {
         Ok((_, secret)) => Ok(secret),
         Err(Fault::NoSuchAgent(id)) => {
             bail!("there is no {} {id:?}; an admin makes it with POST /admin/{}", role.name(), role.name())

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     domain::{caller::Caller, fault::Fault},
     store::{
+        self,
         agents::AgentChange,
         appends::{self, Ledger},
         cards::Cards,
@@ -117,7 +118,7 @@ pub async fn assume<'a>(
     cards: &Cards,
     known: &mut Known,
     commands: &[&'a Command],
-) -> Result<Option<Decision<'a>>, sqlx::Error> {
+) -> Result<Option<Decision<'a>>, store::Error> {
     let Some(sends) = only_sends(commands) else { return Ok(None) };
     let given = send_message::given_ids(&sends);
     // Whose it is, if it is made of a version that is there, only a look can tell.
@@ -140,7 +141,7 @@ pub async fn decide<'a>(
     connection: &mut PgConnection,
     cards: &Cards,
     commands: &[&'a Command],
-) -> Result<(Decision<'a>, Standing), sqlx::Error> {
+) -> Result<(Decision<'a>, Standing), store::Error> {
     let sends: Vec<&'a Send> = commands
         .iter()
         .filter_map(|command| if let Command::Send(send) = command { Some(send) } else { None })
@@ -194,7 +195,7 @@ async fn apply_rare(
     connection: &mut PgConnection,
     ledger: &mut Ledger<'_>,
     commands: &[&Command],
-) -> Result<Vec<Result<Reply, Fault>>, sqlx::Error> {
+) -> Result<Vec<Result<Reply, Fault>>, store::Error> {
     let mut replies = Vec::new();
     for command in commands {
         let applied = match command {
@@ -229,7 +230,7 @@ async fn apply_rare(
         match assign_queued::apply(connection, ledger).await {
             Ok(_) => {}
             Err(Failure::Database(error)) => return Err(error),
-            Err(Failure::Refused(fault)) => return Err(sqlx::Error::Configuration(fault.to_string().into())),
+            Err(Failure::Refused(fault)) => return Err(store::Error::inconsistent(fault.to_string())),
         }
     }
     Ok(replies)

@@ -18,7 +18,10 @@ use sqlx::PgConnection;
 
 use crate::{
     domain::{fault::Fault, session::Status},
-    store::sessions::{self, Found},
+    store::{
+        self,
+        sessions::{self, Found},
+    },
 };
 
 /// Why an operation did not happen.
@@ -27,7 +30,7 @@ pub enum Failure {
     /// The request is at fault; the transaction is as it was.
     Refused(Fault),
     /// The database is at fault; the transaction is lost.
-    Database(sqlx::Error),
+    Database(store::Error),
 }
 
 impl From<Fault> for Failure {
@@ -36,8 +39,8 @@ impl From<Fault> for Failure {
     }
 }
 
-impl From<sqlx::Error> for Failure {
-    fn from(error: sqlx::Error) -> Self {
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
         Self::Database(error)
     }
 }

@@ -15,6 +15,7 @@ use crate::{
         session::{Happening, Status},
     },
     store::{
+        self,
         appends::{Ledger, Recorded},
         cards::Cards,
         erasures,
@@ -81,7 +82,7 @@ pub fn given_ids<'a>(sends: &[&'a Send]) -> Vec<&'a MessageId> {
 pub async fn find_kept(
     connection: &mut PgConnection,
     sends: &[&Send],
-) -> Result<HashMap<MessageId, Kept>, sqlx::Error> {
+) -> Result<HashMap<MessageId, Kept>, store::Error> {
     let given = given_ids(sends);
     if given.is_empty() { Ok(HashMap::new()) } else { messages::find_kept(connection, &given).await }
 }
@@ -98,7 +99,7 @@ pub async fn apply<'a>(
     found: &mut HashMap<String, Found>,
     sends: &[&'a Send],
     mut kept: HashMap<MessageId, Kept>,
-) -> Result<Vec<Vec<Result<Decided, Fault>>>, sqlx::Error> {
+) -> Result<Vec<Vec<Result<Decided, Fault>>>, store::Error> {
     show_agents(connection, cards, found).await?;
     let erased = find_erased(connection, &kept).await?;
 
@@ -125,7 +126,7 @@ async fn show_agents(
     connection: &mut PgConnection,
     cards: &Cards,
     found: &mut HashMap<String, Found>,
-) -> Result<(), sqlx::Error> {
+) -> Result<(), store::Error> {
     let profile_of = |found: &Found| found.session.owner.as_ref().map(|owner| owner.profile);
     let unseen: HashSet<ProfileKey> =
         found.values().filter(|found| found.agent.is_none()).filter_map(profile_of).collect();
@@ -143,7 +144,7 @@ async fn show_agents(
 async fn find_erased(
     connection: &mut PgConnection,
     kept: &HashMap<MessageId, Kept>,
-) -> Result<HashSet<MessageId>, sqlx::Error> {
+) -> Result<HashSet<MessageId>, store::Error> {
     let blank = kept.iter().filter(|(_, message)| message.content == message.content_type.erased());
     let (ids, sessions): (Vec<&MessageId>, HashSet<i64>) = blank.map(|(id, message)| (id, message.session.0)).unzip();
     if ids.is_empty() {

@@ -1,5 +1,7 @@
 //! Every constant of the service, with its unit and its reason.
 
+use chrono::TimeDelta;
+
 /// Most events in one answer of `/message/query` (wire contract).
 pub const EVENTS_PER_PAGE_MAX: i64 = 1000;
 /// Events in an answer when the request does not say (wire contract).
@@ -12,6 +14,8 @@ pub const POLL_WAIT_S_DEFAULT: u64 = 25;
 pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The same, as SQL takes it: no more content than this is read for one answer.
 pub const ANSWER_BYTES_MAX_SQL: i64 = 4 * 1024 * 1024;
+/// How far `a=@<time>` may be ahead of the server's clock and still mean `now` (wire contract).
+pub const CLOCKS_APART: TimeDelta = TimeDelta::seconds(5);
 /// How long instant mode holds a page that the token was just given, in milliseconds (wire contract).
 pub const REPEATED_PAGE_HOLD_MS: u64 = 1000;
 
@@ -79,6 +83,9 @@ pub const RELAY_LOOK_MS: u64 = 1_000;
 /// database, in milliseconds. One that does not is not ready, and tells nothing from its memory: what it
 /// remembers may have been erased.
 pub const IN_TOUCH_MS: u64 = 3_000;
+/// How long ago the relay's last look that succeeded may have begun for a cached token to be believed, in
+/// milliseconds. A revoked token is refused within 1 s (wire contract), by a process that was paused meanwhile too.
+pub const TOKENS_BELIEVED_MS: u64 = 1_000;
 /// How long `deskfeed erase` waits after its last commit, in milliseconds: then every process has seen
 /// it, or is not in touch any more. The slack is for two clocks that do not run quite alike.
 pub const ERASURE_SETTLES_MS: u64 = IN_TOUCH_MS + 500;

@@ -27,7 +27,6 @@ use crate::{
     live::tokens::issue,
     store::{
         agents::{self, AgentChange, AgentLine},
-        pool::read_deadline,
         tokens,
     },
 };
@@ -79,9 +78,7 @@ pub async fn put_agent(
     };
     let id = change.id.clone();
     app.writer.submit(Command::PutAgent { caller: grant.caller.clone(), change }).await?;
-    let mut lease = app.live.db.lease().await?;
-    let line = read_deadline(agents::find_line(&mut lease, id.as_str())).await?;
-    lease.finish();
+    let line = app.live.db.read(async |connection| agents::find_line(connection, id.as_str()).await).await?;
     Ok(Json(agent_answer(line.ok_or_else(|| Fault::internal("an agent is not there after it was put"))?)))
 }
 
@@ -90,9 +87,7 @@ pub async fn put_agent(
     responses((status = 200, body = Vec<AgentAnswer>), (status = "default", body = ProblemSchema, content_type = "application/problem+json")))]
 pub async fn list_agents(State(app): State<App>, Holder(grant): Holder) -> Result<Json<Vec<AgentAnswer>>, Problem> {
     grant.caller.require_admin()?;
-    let mut lease = app.live.db.lease().await?;
-    let lines = read_deadline(agents::list_agents(&mut lease)).await?;
-    lease.finish();
+    let lines = app.live.db.read(agents::list_agents).await?;
     Ok(Json(lines.into_iter().map(agent_answer).collect()))
 }
 
@@ -107,9 +102,8 @@ pub async fn put_gateway(
     grant.caller.require_admin()?;
     let id = FeedId::parse(&request.id, "Id")?;
     let name = checked_optional_text(request.name, "Name", limits::NAME_CHARS_MAX)?;
-    let mut lease = app.live.db.lease().await?;
-    let kept = read_deadline(agents::put_gateway(&mut lease, &id, name.as_deref())).await?;
-    lease.finish();
+    let put = app.live.db.change(async |connection| agents::put_gateway(connection, &id, name.as_deref()).await);
+    let kept = put.await?;
     let name = kept.ok_or_else(|| Fault::OtherKind(id.to_string(), "an agent"))?;
     Ok(Json(GatewayAnswer { id: id.to_string(), name }))
 }
@@ -119,9 +113,7 @@ pub async fn put_gateway(
     responses((status = 200, body = Vec<GatewayAnswer>), (status = "default", body = ProblemSchema, content_type = "application/problem+json")))]
 pub async fn list_gateways(State(app): State<App>, Holder(grant): Holder) -> Result<Json<Vec<GatewayAnswer>>, Problem> {
     grant.caller.require_admin()?;
-    let mut lease = app.live.db.lease().await?;
-    let lines = read_deadline(agents::list_gateways(&mut lease)).await?;
-    lease.finish();
+    let lines = app.live.db.read(agents::list_gateways).await?;
     Ok(Json(lines.into_iter().map(|(id, name)| GatewayAnswer { id, name }).collect()))
 }
 
@@ -139,9 +131,9 @@ pub async fn create_token(
         return Err(Fault::malformed(format!("ExpiresIn must be 1..{EXPIRES_IN_S_MAX} seconds")).into());
     }
     let subject = request.subject.filter(|subject| !subject.is_empty());
-    let mut lease = app.live.db.lease().await?;
-    let (token_id, secret) = issue(&mut lease, role, subject.as_deref(), request.expires_in).await?;
-    lease.finish();
+    let issued =
+        app.live.db.change(async |connection| issue(connection, role, subject.as_deref(), request.expires_in).await);
+    let (token_id, secret) = issued.await??;
     tracing::info!(%token_id, role = role.name(), "a token was made");
     Ok(Json(NewTokenAnswer { token_id: token_id.to_string(), token: secret }))
 }
@@ -157,9 +149,7 @@ pub async fn revoke_token(
     grant.caller.require_admin()?;
     let token_id = Uuid::try_parse(&request.token_id)
         .map_err(|_| Fault::malformed("TokenId must be one that /admin/token has given"))?;
-    let mut lease = app.live.db.lease().await?;
-    let found = read_deadline(tokens::revoke(&mut lease, token_id)).await?;
-    lease.finish();
+    let found = app.live.db.change(async |connection| tokens::revoke(connection, token_id).await).await?;
     if !found {
         return Err(Fault::malformed("TokenId names no token").into());
     }
@@ -173,9 +163,7 @@ pub async fn revoke_token(
     responses((status = 200, body = Vec<TokenAnswer>), (status = "default", body = ProblemSchema, content_type = "application/problem+json")))]
 pub async fn list_tokens(State(app): State<App>, Holder(grant): Holder) -> Result<Json<Vec<TokenAnswer>>, Problem> {
     grant.caller.require_admin()?;
-    let mut lease = app.live.db.lease().await?;
-    let lines = read_deadline(tokens::list(&mut lease)).await?;
-    lease.finish();
+    let lines = app.live.db.read(tokens::list).await?;
     let answers = lines
         .into_iter()
         .map(|line| TokenAnswer {

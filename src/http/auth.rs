@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
-use http::{HeaderMap, header, request::Parts};
+use http::{Extensions, HeaderMap, header, request::Parts};
 
 use super::{problem::Problem, state::App};
-use crate::{domain::fault::Fault, store::tokens::Grant};
+use crate::{domain::fault::Fault, live::tokens::Grant};
 
 /// Whose token a request carries. Its grant goes into the request's extensions, for [`Holder`].
 ///
@@ -32,12 +32,14 @@ impl FromRequestParts<App> for Holder {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _app: &App) -> Result<Self, Problem> {
-        // A route that was not authenticated is a mistake of ours; it must not let anybody in.
-        parts
-            .extensions
-            .get::<Arc<Grant>>()
-            .cloned()
-            .map(Self)
-            .ok_or(Problem(Fault::Unauthenticated("a token is needed")))
+        Ok(Self(holder(&parts.extensions)?))
     }
+}
+
+/// The grant of a request that was authenticated.
+///
+/// # Errors
+/// 40100: a route that was not authenticated is a mistake of ours, and must not let anybody in.
+pub fn holder(extensions: &Extensions) -> Result<Arc<Grant>, Fault> {
+    extensions.get::<Arc<Grant>>().cloned().ok_or(Fault::Unauthenticated("a token is needed"))
 }

@@ -10,8 +10,11 @@ use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{problem::Problem, state::App};
-use crate::domain::{fault::Fault, limits};
+use super::{auth::holder, problem::Problem, state::App};
+use crate::{
+    domain::{fault::Fault, limits},
+    live::tokens::Grant,
+};
 
 /// How a body is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,15 +30,17 @@ pub struct RawBody {
 }
 
 impl RawBody {
-    /// Reads a body of at most `limit` bytes.
+    /// Reads a body of at most `limit` bytes, whose sender must still be let in when it has arrived.
     ///
     /// # Errors
-    /// 40000, 41300, 41500.
-    pub async fn read(request: Request, limit: usize) -> Result<Self, Fault> {
+    /// 40000, 40100, 41300, 41500.
+    pub async fn read(app: &App, grant: &Grant, request: Request, limit: usize) -> Result<Self, Fault> {
         let format = format(request.headers())?;
         let bytes = tokio::time::timeout(Duration::from_secs(limits::BODY_READ_S), collect(request, limit))
             .await
             .map_err(|_| Fault::malformed(format!("the body did not arrive within {} s", limits::BODY_READ_S)))??;
+        // A body may take its time, and a token may be revoked meanwhile.
+        app.live.tokens.check(grant).await?;
         // A request without a body needs no content type.
         let format = match format {
             Some(format) => format,
@@ -146,8 +151,9 @@ pub struct Fields<T>(pub T);
 impl<T: DeserializeOwned> FromRequest<App> for Fields<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _app: &App) -> Result<Self, Problem> {
-        let body = RawBody::read(request, limits::BODY_BYTES_MAX).await?;
+    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
+        let grant = holder(request.extensions())?;
+        let body = RawBody::read(app, &grant, request, limits::BODY_BYTES_MAX).await?;
         Ok(Self(body.parse()?))
     }
 }

@@ -12,10 +12,7 @@ use super::{
     state::App,
     wire::{FeedStatus, ProblemSchema},
 };
-use crate::{
-    domain::cursor::Query,
-    store::{events, pool::read_deadline},
-};
+use crate::{domain::cursor::Query, store::events};
 
 /// Where the caller's feed stands.
 #[utoipa::path(get, path = "/feed/status", tag = "feed",
@@ -29,10 +26,10 @@ pub async fn status(
     let mut parameters = pairs(query.unwrap_or_default().as_bytes())?;
     parameters.retain(|(name, _)| name == "feed");
     let feed = app.polls.feed(&grant.caller, Query::parse(parameters)?.feed.as_ref()).await?;
-    let mut lease = app.live.db.lease().await?;
-    let state = read_deadline(events::store_state(&mut lease)).await?;
-    let (unacked, seconds) = read_deadline(events::unacked(&mut lease, feed)).await?;
-    lease.finish();
+    let read = app.live.db.read(async |connection| {
+        Ok((events::store_state(connection).await?, events::unacked(connection, feed).await?))
+    });
+    let (state, (unacked, seconds)) = read.await?;
     Ok(Json(FeedStatus {
         head: state.head,
         oldest: state.oldest,

@@ -7,10 +7,7 @@ use axum::{
 use http::header;
 
 use super::{problem::Problem, state::App};
-use crate::{
-    domain::fault::Fault,
-    store::{pool::read_deadline, schema},
-};
+use crate::{domain::fault::Fault, store::schema};
 
 /// The process is alive.
 #[utoipa::path(get, path = "/healthz", tag = "around", responses((status = 200, description = "ok")))]
@@ -25,16 +22,14 @@ pub async fn readyz(State(app): State<App>) -> Result<&'static str, Problem> {
     if app.live.bulletin.is_draining() {
         return Err(Fault::unavailable("the service is draining").into());
     }
-    let mut lease = app.live.db.lease().await?;
-    let state = read_deadline(schema::state(&mut lease)).await?;
-    lease.finish();
+    let state = app.live.db.read(schema::state).await?;
     if !state.is_usable() {
         return Err(Fault::unavailable(
             "the schema is not at the version that this program needs; see `deskfeed migrate status`",
         )
         .into());
     }
-    if !app.live.is_in_touch() {
+    if !app.live.freshness.is_in_touch() {
         return Err(Fault::unavailable("the relay has no contact with PostgreSQL").into());
     }
     Ok("ok\n")

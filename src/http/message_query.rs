@@ -21,7 +21,7 @@ use super::{
 use crate::{
     domain::{cursor::Query, fault::Fault, limits},
     live::poll::{Encoded, Reply},
-    store::tokens::Grant,
+    live::tokens::Grant,
 };
 
 pub const FEED_NEXT: HeaderName = HeaderName::from_static("feed-next");
@@ -55,7 +55,7 @@ pub async fn query(State(app): State<App>, Holder(grant): Holder, request: Reque
     // The request is taken apart and dropped before the wait, and what reads a body is boxed: a
     // parked poll holds neither.
     let parameters = if request.method() == Method::POST {
-        Box::pin(parameters_and_body(request)).await?
+        Box::pin(parameters_and_body(&app, &grant, request)).await?
     } else {
         let parameters = pairs(request.uri().query().unwrap_or_default().as_bytes())?;
         drop(request);
@@ -89,9 +89,9 @@ pub async fn query_post(state: State<App>, holder: Holder, request: Request) -> 
     query(state, holder, request).await
 }
 
-async fn parameters_and_body(request: Request) -> Result<Vec<(String, String)>, Fault> {
+async fn parameters_and_body(app: &App, grant: &Grant, request: Request) -> Result<Vec<(String, String)>, Fault> {
     let mut parameters = pairs(request.uri().query().unwrap_or_default().as_bytes())?;
-    let body = RawBody::read(request, limits::BODY_BYTES_MAX).await?;
+    let body = RawBody::read(app, grant, request, limits::BODY_BYTES_MAX).await?;
     match body.format {
         Format::Form => parameters.extend(pairs(&body.bytes)?),
         Format::Json => {

@@ -27,7 +27,7 @@ use crate::{
         limits,
         message::{ContentType, NewMessage, checked_content},
     },
-    store::tokens::Grant,
+    live::tokens::Grant,
 };
 
 /// Adds a message to a session (a gateway: from the customer; the owner: to the customer), or a batch of 1..1000.
@@ -43,7 +43,7 @@ pub async fn send(State(app): State<App>, Holder(grant): Holder, request: Reques
     if grant.caller.role() == Role::Admin {
         return Err(Fault::role_may_not("only a gateway or the session's owner may send").into());
     }
-    let body = RawBody::read(request, limits::BATCH_BODY_BYTES_MAX).await?;
+    let body = RawBody::read(&app, &grant, request, limits::BATCH_BODY_BYTES_MAX).await?;
     let is_batch =
         body.format == Format::Json && body.bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
     if is_batch {

@@ -8,7 +8,10 @@ use http::{HeaderValue, StatusCode, header};
 use problem_details::ProblemDetails;
 use serde::Serialize;
 
-use crate::domain::{event::EventType, fault::Fault, limits};
+use crate::{
+    domain::{event::EventType, fault::Fault, limits},
+    store,
+};
 
 /// What a problem carries besides RFC 9457's own members.
 #[derive(Debug, Serialize)]
@@ -36,8 +39,8 @@ impl From<Fault> for Problem {
     }
 }
 
-impl From<sqlx::Error> for Problem {
-    fn from(error: sqlx::Error) -> Self {
+impl From<store::Error> for Problem {
+    fn from(error: store::Error) -> Self {
         Self(error.into())
     }
 }

@@ -29,7 +29,6 @@ use crate::{
     },
     store::{
         messages::{self, Before},
-        pool::read_deadline,
         sessions::{self, Listed},
     },
 };
@@ -162,9 +161,7 @@ pub async fn list(
         before: query.before.as_deref(),
         limit: query.limit + 1,
     };
-    let mut lease = app.live.db.lease().await?;
-    let found = read_deadline(sessions::list(&mut lease, listed)).await?;
-    lease.finish();
+    let found = app.live.db.read(async |connection| sessions::list(connection, listed).await).await?;
     let mut lines =
         found.ok_or_else(|| Fault::malformed("`b` must be the SessionId of a session, as Feed-Next gives it"))?;
     let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
@@ -210,20 +207,17 @@ pub async fn history(
     let query = ListQuery::parse(query.as_deref())?;
     let session_id = query.session_id.ok_or_else(|| Fault::malformed("`SessionId` is missing"))?;
     let before = query.before.map_or(Before::Newest, Before::Message);
-    let mut lease = app.live.db.lease().await?;
-    let found = read_deadline(sessions::find_to_read(&mut lease, &session_id)).await?;
-    // Judged before the connection is used again, so that a stranger costs one look-up.
-    let Some(session) = found else {
-        lease.finish();
-        return Err(Fault::NoSuchSession(session_id).into());
-    };
-    if let Err(fault) = session.check_may_read(&grant.caller) {
-        lease.finish();
-        return Err(fault.into());
-    }
-    let messages = read_deadline(messages::history(&mut lease, session.key, &before, query.limit + 1)).await?;
-    lease.finish();
-    let mut messages = messages.ok_or_else(|| {
+    let read = app.live.db.read(async |connection| {
+        let Some(session) = sessions::find_to_read(connection, &session_id).await? else {
+            return Ok(Err(Fault::NoSuchSession(session_id.clone())));
+        };
+        // Checked before anything else is read, so that a stranger costs one lookup.
+        if let Err(fault) = session.check_may_read(&grant.caller) {
+            return Ok(Err(fault));
+        }
+        Ok(Ok(messages::history(connection, session.key, &before, query.limit + 1).await?))
+    });
+    let mut messages = read.await??.ok_or_else(|| {
         Fault::malformed("`b` must be the Id of a message of this session, as Feed-Next gives it, or a version")
     })?;
     let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);

@@ -93,7 +93,7 @@ impl AckWriterTask {
         if let Err(error) = &outcome {
             tracing::warn!(error = %error, requests = batch.len(), "acknowledgements were not recorded");
         }
-        let is_outage = outcome.as_ref().is_err_and(store::is_outage);
+        let is_outage = outcome.as_ref().is_err_and(store::Error::is_outage);
         let reason = outcome.err().map(|error| error.to_string());
         for job in batch {
             let reply = match &reason {
@@ -106,7 +106,7 @@ impl AckWriterTask {
         }
     }
 
-    async fn record(&mut self, requests: &[FeedAcks<'_>]) -> Result<(), sqlx::Error> {
+    async fn record(&mut self, requests: &[FeedAcks<'_>]) -> store::Result<()> {
         let until = Instant::now() + Duration::from_millis(limits::COMMIT_MS) / 3;
         loop {
             let error = match self.try_record(requests).await {
@@ -114,14 +114,14 @@ impl AckWriterTask {
                 Err(error) => error,
             };
             self.connection = None;
-            if !store::is_outage(&error) || Instant::now() >= until {
+            if !error.is_outage() || Instant::now() >= until {
                 return Err(error);
             }
             sleep(Duration::from_millis(50)).await;
         }
     }
 
-    async fn try_record(&mut self, requests: &[FeedAcks<'_>]) -> Result<(), sqlx::Error> {
+    async fn try_record(&mut self, requests: &[FeedAcks<'_>]) -> store::Result<()> {
         let connection = match self.connection.as_mut() {
             Some(connection) => connection,
             None => self.connection.insert(self.live.db.connect(Purpose::Acks).await?),

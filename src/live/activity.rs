@@ -8,6 +8,7 @@ use std::{
 };
 
 use moka::sync::Cache;
+use sqlx::PgConnection;
 use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior, interval},
@@ -15,15 +16,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{relay::Live, writer::Writer};
+use super::{freshness::Freshness, writer::Writer};
 use crate::{
     desk::batch::Command,
-    domain::{caller::Caller, fault::Fault, ids::FeedKey, limits},
-    store::{
-        agents,
-        pool::{Lease, read_deadline},
-        sessions, tokens,
-    },
+    domain::{caller::Caller, ids::FeedKey, limits},
+    store::{self, agents, pool::Db, sessions, tokens},
 };
 
 /// What is to be noted.
@@ -152,73 +149,66 @@ impl Drop for ActivePoll {
 }
 
 /// Notes activity until `stop`, and has queued sessions assigned when an agent may have become available.
-pub async fn run(activity: Arc<Activity>, live: Arc<Live>, writer: Writer, stop: CancellationToken) {
+pub async fn run(activity: Arc<Activity>, db: Db, freshness: Arc<Freshness>, writer: Writer, stop: CancellationToken) {
     let mut flush = interval(Duration::from_millis(limits::ACTIVITY_FLUSH_MS));
     let mut assign = interval(Duration::from_millis(limits::ASSIGN_SWEEP_MS));
     flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
     assign.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let (noting, stopping) = tokio::select! {
+        let (is_noting, is_stopping) = tokio::select! {
             () = stop.cancelled() => (true, true),
             () = activity.urgent.notified() => (true, false),
             _ = flush.tick() => (true, false),
             _ = assign.tick() => (false, false),
         };
-        if noting && let Err(fault) = note(&activity, &live).await {
-            tracing::debug!(error = %fault, "polls and token uses were not noted; the next turn does it");
+        if is_noting && let Err(error) = note(&activity, &db).await {
+            tracing::debug!(error = %error, "polls and token uses were not noted; the next round will try again");
         }
-        if stopping {
+        if is_stopping {
             return;
         }
-        match may_assign(&live).await {
-            // Its own failure is the writer's to log; the next turn tries again.
+        if !freshness.is_in_touch() {
+            continue;
+        }
+        match db.read(may_assign).await {
+            // The writer logs its own failures; the next round tries again.
             Ok(true) => drop(writer.submit(Command::AssignQueued).await),
             Ok(false) => {}
-            Err(fault) => tracing::debug!(error = %fault, "the queue could not be looked at; the next turn does it"),
+            Err(error) => tracing::debug!(error = %error, "the queue was not looked at; the next round will try again"),
         }
     }
 }
 
-async fn note(activity: &Activity, live: &Live) -> Result<(), Fault> {
+async fn note(activity: &Activity, db: &Db) -> store::Result<()> {
     let polls = activity.take_polls();
     let token_ids = activity.take_tokens();
     if polls.is_empty() && token_ids.is_empty() {
         return Ok(());
     }
-    let noted = note_taken(live, &polls, &token_ids).await;
+    let noted = db.change(async |connection| {
+        if !polls.is_empty() {
+            agents::note_polls(connection, &polls).await?;
+        }
+        if !token_ids.is_empty() {
+            tokens::note_uses(connection, &token_ids).await?;
+        }
+        Ok(())
+    });
+    let noted = noted.await;
     if noted.is_err() {
         activity.put_back(&polls, token_ids);
     }
     noted
 }
 
-async fn note_taken(live: &Live, polls: &[(FeedKey, f64)], token_ids: &[Uuid]) -> Result<(), Fault> {
-    let mut lease: Lease = live.db.lease().await?;
-    if !polls.is_empty() {
-        read_deadline(agents::note_polls(&mut lease, polls)).await?;
-    }
-    if !token_ids.is_empty() {
-        read_deadline(tokens::note_uses(&mut lease, token_ids)).await?;
-    }
-    lease.finish();
-    Ok(())
-}
-
 /// Whether a session waits and an agent could take one. The writer looks again, under the lock.
-async fn may_assign(live: &Live) -> Result<bool, Fault> {
-    if !live.is_in_touch() {
+async fn may_assign(connection: &mut PgConnection) -> store::Result<bool> {
+    if !sessions::any_queued(connection).await? {
         return Ok(false);
     }
-    let mut lease = live.db.lease().await?;
-    let queued = read_deadline(sessions::any_queued(&mut lease)).await?;
-    let may = queued && {
-        let available = read_deadline(agents::pick_available(&mut lease)).await?;
-        match available.as_slice() {
-            [] => false,
-            [only] => read_deadline(sessions::next_queued(&mut lease, Some(only.key))).await?.is_some(),
-            _ => true,
-        }
-    };
-    lease.finish();
-    Ok(may)
+    match agents::pick_available(connection).await?.as_slice() {
+        [] => Ok(false),
+        [only] => Ok(sessions::next_queued(connection, Some(only.key)).await?.is_some()),
+        _ => Ok(true),
+    }
 }

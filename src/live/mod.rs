@@ -13,6 +13,8 @@
 pub mod ack_writer;
 pub mod activity;
 pub mod bulletin;
+pub mod committed;
+pub mod freshness;
 pub mod hub;
 pub mod parked;
 pub mod partitions;

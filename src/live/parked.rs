@@ -1,7 +1,7 @@
 //! How many polls each token holds open.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -33,6 +33,11 @@ impl Parked {
         *count += 1;
         metrics::gauge!("deskfeed_poll_waiters").increment(1.0);
         Ok(ParkedPoll { parked: Arc::clone(self), token_id })
+    }
+
+    /// The tokens of all open polls, except the admin token of the configuration.
+    pub fn token_ids(&self) -> HashSet<Uuid> {
+        self.polls().keys().copied().filter(|token_id| !token_id.is_nil()).collect()
     }
 
     fn polls(&self) -> MutexGuard<'_, HashMap<Uuid, usize>> {

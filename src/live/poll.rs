@@ -11,6 +11,7 @@ mod wait;
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use chrono::SecondsFormat;
 use moka::sync::Cache;
 use uuid::Uuid;
 
@@ -18,11 +19,12 @@ use self::wait::{Wait, Waited};
 use super::{
     ack_writer::AckWriter,
     activity::Activity,
-    parked::Parked,
     relay::Live,
     tail::{Look, Slice},
+    tokens::Grant,
 };
 use crate::{
+    clock::Clock,
     domain::{
         caller::Caller,
         cursor::{Cursor, From, Query},
@@ -34,8 +36,6 @@ use crate::{
     store::{
         agents,
         events::{self, Wanted},
-        pool::read_deadline,
-        tokens::Grant,
     },
 };
 
@@ -78,15 +78,15 @@ pub struct Polls {
     live: Arc<Live>,
     acks: AckWriter,
     activity: Arc<Activity>,
-    parked: Arc<Parked>,
+    clock: Clock,
     /// The versions that each token was last given in instant mode.
     given: Cache<Uuid, Arc<[i64]>>,
 }
 
 impl Polls {
-    pub fn new(live: Arc<Live>, acks: AckWriter, activity: Arc<Activity>, parked: Arc<Parked>) -> Self {
+    pub fn new(live: Arc<Live>, acks: AckWriter, activity: Arc<Activity>, clock: Clock) -> Self {
         let given = Cache::builder().max_capacity(100_000).time_to_live(Duration::from_secs(60)).build();
-        Self { live, acks, activity, parked, given }
+        Self { live, acks, activity, clock, given }
     }
 
     /// Answers a query, at once or when there is something to tell.
@@ -107,12 +107,15 @@ impl Polls {
         }
         let wanted = Wanted { feed, types: query.types, limit: query.limit };
         if let Cursor::Before(before) = query.cursor {
+            self.live.tokens.check(grant).await?;
             return Box::pin(self.before(wanted, before)).await;
         }
         // Guards that count the poll for as long as it goes on.
-        let _parked = self.parked.enter(grant.token_id)?;
+        let _parked = self.live.parked.enter(grant.token_id)?;
         let _active = self.activity.poll(&grant.caller);
         let mut wait = Wait::new(&self.live, grant, &query);
+        // Now the relay knows of this poll, and the poll hears of revocations: it may have been revoked before.
+        self.live.tokens.check(grant).await?;
         match query.cursor {
             Cursor::After(from) => self.after(wanted, from, &mut wait).await,
             _ => self.unacked(wanted, &mut wait).await,
@@ -151,17 +154,13 @@ impl Polls {
 
     async fn named_feed(&self, named: Option<&FeedId>) -> Result<FeedKey, Fault> {
         let Some(feed) = named else { return Err(Fault::malformed("an admin must say whose feed: `feed=<id>`")) };
-        let mut lease = self.live.db.lease().await?;
-        let found = read_deadline(agents::find_feed(&mut lease, feed.as_str())).await?;
-        lease.finish();
+        let found = self.live.db.read(async |connection| agents::find_feed(connection, feed.as_str()).await).await?;
         found.map(|(key, _)| key).ok_or_else(|| Fault::NoSuchAgent(feed.to_string()))
     }
 
     /// Asks the table: what this replica remembers may be out of date.
     async fn check_epoch(&self, epoch: &str) -> Result<(), Fault> {
-        let mut lease = self.live.db.lease().await?;
-        let state = read_deadline(events::store_state(&mut lease)).await?;
-        lease.finish();
+        let state = self.live.db.read(events::store_state).await?;
         if epoch == state.epoch { Ok(()) } else { Err(Fault::HistoryUnknown { head: state.head, epoch: state.epoch }) }
     }
 
@@ -217,7 +216,7 @@ impl Polls {
     /// A look into the tail.
     fn look(&self, wanted: Wanted, seen: i64) -> Look {
         // First: what the tail holds is true for as long as this is.
-        let is_in_touch = self.live.is_in_touch();
+        let is_in_touch = self.live.freshness.is_in_touch();
         match self.live.tail.look(wanted.feed, seen, wanted.types, wanted.limit) {
             Look::Found(slice) if !slice.events.is_empty() && !is_in_touch => Look::TooOld,
             look => look,
@@ -225,14 +224,21 @@ impl Polls {
     }
 
     async fn resolve(&self, from: From) -> Result<i64, Fault> {
-        let mut lease = self.live.db.lease().await?;
-        let version = match from {
+        let db = &self.live.db;
+        let now = self.clock.now();
+        Ok(match from {
             From::Version(version) => version,
-            From::Now => read_deadline(events::store_state(&mut lease)).await?.head,
-            From::Time(time) => read_deadline(events::version_before(&mut lease, time)).await?,
-        };
-        lease.finish();
-        Ok(version)
+            From::Time(time) if time > now + limits::CLOCKS_APART => {
+                return Err(Fault::malformed(format!(
+                    "`a=@...` is ahead of the server's clock, which shows {}",
+                    now.to_rfc3339_opts(SecondsFormat::Millis, true)
+                )));
+            }
+            From::Time(time) if time <= now => {
+                db.read(async |connection| events::version_before(connection, time).await).await?
+            }
+            From::Now | From::Time(_) => db.read(events::store_state).await?.head,
+        })
     }
 
     /// What was not acknowledged.

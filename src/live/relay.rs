@@ -9,13 +9,13 @@
 //! It also watches over the history: a head below the tail's, or another epoch, means that the
 //! database was restored or failed over. The tail is then thrown away and every parked poll told.
 //! And over erasures: when there are new ones, the tail is filled anew, without what they erased.
-//! Nothing is told from memory when the last look is long ago ([`Live::is_in_touch`]).
+//! Nothing is told from memory when the last look is long ago ([`Freshness::is_in_touch`]).
 
 use std::{
     collections::HashSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -23,14 +23,17 @@ use std::{
 use chrono_tz::Tz;
 use sqlx::PgConnection;
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     bulletin::Bulletin,
+    committed::CommittedHead,
+    freshness::Freshness,
     hub::Hub,
+    parked::Parked,
     peers::{Heard, Peers},
     tail::{Encoded, Tail},
     tokens::Tokens,
@@ -42,8 +45,8 @@ use crate::{
         limits,
     },
     store::{
-        Result, appends,
-        cards::Cards,
+        Error, Result, appends,
+        cards::{CardCache, Cards},
         erasures, events,
         listener::{self, Listener},
         pool::{Db, Purpose, deadline, read_deadline},
@@ -53,17 +56,15 @@ use crate::{
 /// What the relay and its clients share.
 pub struct Live {
     pub db: Db,
-    pub cards: Cards,
+    pub cards: Arc<CardCache>,
     pub tail: Tail,
     pub hub: Arc<Hub>,
     pub bulletin: Arc<Bulletin>,
     pub tokens: Tokens,
+    pub parked: Arc<Parked>,
     pub zone: Tz,
-    /// When the relay's last look at the table that succeeded began, in milliseconds since `started`; 0: none did.
-    last_contact_ms: AtomicU64,
-    started: Instant,
-    /// The newest version that this process's writer has committed.
-    committed_head: AtomicI64,
+    pub freshness: Arc<Freshness>,
+    committed: CommittedHead,
     listener_generation: AtomicU64,
     pub peers: Peers,
     /// Whether the relay is to notify this process, and all others, with its next look.
@@ -72,18 +73,18 @@ pub struct Live {
 }
 
 impl Live {
-    pub fn new(db: Db, tokens: Tokens, bulletin: Arc<Bulletin>, zone: Tz) -> Self {
+    pub fn new(db: Db, tokens: Tokens, freshness: Arc<Freshness>, parked: Arc<Parked>, zone: Tz) -> Self {
         Self {
             db,
-            cards: Cards::default(),
+            cards: Arc::default(),
             tail: Tail::new(),
             hub: Arc::new(Hub::default()),
-            bulletin,
+            bulletin: Arc::default(),
             tokens,
+            parked,
             zone,
-            last_contact_ms: AtomicU64::new(0),
-            started: Instant::now(),
-            committed_head: AtomicI64::new(0),
+            freshness,
+            committed: CommittedHead::default(),
             listener_generation: AtomicU64::new(0),
             peers: Peers::default(),
             must_ping: AtomicBool::new(false),
@@ -96,34 +97,25 @@ impl Live {
         self.look.notify_one();
     }
 
-    /// The newest version that this process's writer has committed.
+    /// The newest version that this process's writer has committed in the present history.
     pub fn committed_head(&self) -> i64 {
-        self.committed_head.load(Ordering::Acquire)
+        self.committed.of(self.bulletin.histories())
     }
 
-    /// Notes what the writer has committed, before anybody is answered for it.
-    pub fn note_committed(&self, head: i64) {
-        self.committed_head.fetch_max(head, Ordering::AcqRel);
+    /// Notes what the writer has committed on a basis, before anybody is answered for it.
+    pub fn note_committed(&self, basis: Basis, head: i64) {
+        self.committed.note(basis.histories, head);
     }
 
-    /// Whether the database answered lately, so that what is remembered may be told.
-    pub fn is_in_touch(&self) -> bool {
-        let last = self.last_contact_ms.load(Ordering::Acquire);
-        last > 0 && self.now_ms().saturating_sub(last) < limits::IN_TOUCH_MS
-    }
-
-    /// Sessions and profiles for a read of the table: nothing that is remembered when it may have been erased.
+    /// Sessions and profiles for a read of the table; take them before its connection. Nothing cached if that may
+    /// have been erased.
     pub fn cards(&self) -> Cards {
-        if self.is_in_touch() { self.cards.clone() } else { Cards::default() }
+        if self.freshness.is_in_touch() { self.cards.cards() } else { Cards::default() }
     }
 
-    /// What is taken for true now.
+    /// What this process's cached state is true for now.
     pub fn basis(&self) -> Basis {
         Basis { histories: self.bulletin.histories(), erasures: self.cards.erasures() }
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// `events`, of which `feeds` tells whose they are.
@@ -165,6 +157,8 @@ pub struct Committed {
 pub struct Relay {
     pub live: Arc<Live>,
     pub committed: mpsc::Receiver<Committed>,
+    /// Told when the first look has succeeded.
+    pub first_look: Option<oneshot::Sender<()>>,
 }
 
 impl Relay {
@@ -185,11 +179,12 @@ impl Relay {
             if taken {
                 continue;
             }
-            let began_ms = self.live.now_ms().max(1);
-            let looked = self.look(&mut connection, &mut pinged).await;
-            match looked {
+            match self.look(&mut connection, &mut pinged).await {
                 Ok(()) => {
-                    self.live.last_contact_ms.store(began_ms, Ordering::Release);
+                    if let Some(first_look) = self.first_look.take() {
+                        // A start that was given up does not wait for it.
+                        let _ = first_look.send(());
+                    }
                     if !std::mem::replace(&mut answers, true) {
                         tracing::info!("PostgreSQL answers");
                     }
@@ -228,6 +223,7 @@ impl Relay {
     }
 
     async fn look(&self, connection: &mut Option<PgConnection>, pinged: &mut Instant) -> Result<()> {
+        let is_new = connection.is_none();
         let connection = match connection {
             Some(connection) => connection,
             None => {
@@ -236,7 +232,7 @@ impl Relay {
                 connection.insert(made)
             }
         };
-        read_deadline(self.look_with(connection)).await?;
+        read_deadline(self.look_with(connection, is_new)).await?;
         let is_due = pinged.elapsed() >= Duration::from_millis(limits::LISTENER_PING_MS);
         if self.live.must_ping.swap(false, Ordering::AcqRel) || is_due {
             *pinged = Instant::now();
@@ -245,22 +241,28 @@ impl Relay {
         Ok(())
     }
 
-    async fn look_with(&self, connection: &mut PgConnection) -> Result<()> {
+    async fn look_with(&self, connection: &mut PgConnection, is_new: bool) -> Result<()> {
         let live = &self.live;
+        let began = Instant::now();
         // Taken before the query: whatever is in the tail now was committed before it, so a smaller
         // head in its answer means that the database has lost something.
         let tail_head = live.tail.head();
         let state = deadline(limits::RELAY_LOOK_MS, events::store_state(connection)).await?;
         let tail_start = (state.head - limits::TAIL_PRELOAD_EVENTS).max(state.oldest - 1);
-        if *live.bulletin.epoch() != *state.epoch || state.head < tail_head {
+        let is_other_history = *live.bulletin.epoch() != *state.epoch || state.head < tail_head;
+        // After a failover a store may have revoked as many tokens as before, and others.
+        let were_revoked = if is_new || is_other_history {
+            live.tokens.begin_generation(connection, state.revocations, &live.parked).await?
+        } else {
+            live.tokens.catch_up(connection, state.revocations).await?
+        };
+        if is_other_history {
             if tail_head > 0 {
                 tracing::warn!(head = state.head, known = tail_head, epoch = %state.epoch, "the database holds another history than before; readers are told");
             }
+            live.db.replace_connections();
             live.cards.clear(state.erasures);
-            live.committed_head.store(0, Ordering::Release);
             live.tail.reset(tail_start);
-            // After the reset: who reads the new name must not find the old tail.
-            live.bulletin.change_history(&state.epoch);
         } else if state.erasures != live.cards.erasures() {
             let sessions = erasures::sessions_since(connection, live.cards.erasures()).await?;
             live.cards.take_erasures(connection, state.erasures, &sessions).await?;
@@ -269,16 +271,28 @@ impl Relay {
         }
         // Who reads on from before it is told so by the table (41000).
         live.tail.forget_before(state.oldest);
-        live.tokens.catch_up(connection, state.revocations).await?;
+        // Everything cached is now as the database had it. Before the notices: who is woken by one and finds us
+        // out of touch asks the database, and there may be thousands of them.
+        live.freshness.note_look(began);
+        if is_other_history {
+            // After the reset: who reads the new name must not find the old tail.
+            live.bulletin.change_history(&state.epoch);
+        }
+        if were_revoked {
+            live.bulletin.count_revocation();
+        }
+        let cards = live.cards.cards();
         while live.tail.head() < state.head {
-            let page = events::read_all(connection, &live.cards, live.tail.head(), limits::RELAY_SCAN_EVENTS).await?;
-            let events = live.encode(page.events(), page.feeds()).map_err(|error| sqlx::Error::Encode(error.into()))?;
+            let page = events::read_all(connection, &cards, live.tail.head(), limits::RELAY_SCAN_EVENTS).await?;
+            let events = live
+                .encode(page.events(), page.feeds())
+                .map_err(|error| Error::inconsistent(format!("events cannot be written as JSON: {error}")))?;
             let count = events.len();
             if count == 0 || !self.add(events) {
-                return Err(sqlx::Error::Decode(
-                    format!("versions are not dense after {}; was the events table changed by hand?", live.tail.head())
-                        .into(),
-                ));
+                return Err(Error::inconsistent(format!(
+                    "versions are not dense after {}; was the events table changed by hand?",
+                    live.tail.head()
+                )));
             }
             metrics::counter!("deskfeed_relay_scanned_events_total").increment(count as u64);
         }
@@ -321,7 +335,7 @@ pub async fn listen(live: Arc<Live>, stop: CancellationToken) {
 }
 
 /// Turns notifications into hints until the connection fails.
-async fn hear_all(live: &Live, listener: &mut Listener) -> sqlx::Error {
+async fn hear_all(live: &Live, listener: &mut Listener) -> Error {
     loop {
         match listener.hear().await {
             // What our own writer appends it hands over itself, and a head that we have is no news;

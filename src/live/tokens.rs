@@ -1,21 +1,31 @@
-//! Who a token is. Found tokens are remembered for a while; the relay takes revoked ones out within
-//! a second, on every replica.
+//! Who holds a token. Valid tokens are cached for a while; the relay removes revoked ones within a second, on
+//! every replica.
+//!
+//! **Generations.** After a failover or a restore the database may know other tokens. So with every new connection
+//! of the relay, and with every change of history, a new generation begins: the cache is cleared, and what was
+//! read before is not inserted any more. Holders whose polls are parked meanwhile are looked up together
+//! ([`Tokens::begin_generation`]), so that they need no query each.
+//!
+//! **Pauses.** A process that was stopped, or cannot reach the database, has seen no revocation meanwhile. A cached
+//! token is believed only while the relay's last successful look is recent ([`Freshness::knows_revocations`]);
+//! otherwise the database is asked.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use moka::sync::Cache;
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
-use super::bulletin::Bulletin;
+use super::{freshness::Freshness, parked::Parked};
 use crate::{
     clock::Clock,
     domain::{
@@ -25,156 +35,252 @@ use crate::{
         limits,
     },
     store::{
-        agents,
-        pool::{Db, read_deadline},
-        tokens::{self, Grant, TokenHash},
+        self, agents,
+        pool::Db,
+        tokens::{self, TokenHash, ValidToken},
     },
 };
 
 const UNKNOWN: &str = "the token is unknown, expired or revoked";
 
-/// The tokens this process has seen lately.
+/// What the holder of a valid token may do, for as long as [`Tokens::check`] confirms it.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// Nil for the admin token of the configuration.
+    pub token_id: Uuid,
+    pub caller: Caller,
+    expires_at: Option<DateTime<Utc>>,
+    generation: u64,
+}
+
+/// The tokens that this process has seen lately.
 pub struct Tokens {
     db: Db,
     clock: Clock,
-    bulletin: Arc<Bulletin>,
+    freshness: Arc<Freshness>,
     /// The admin token of the configuration, which is in no table.
     admin: Option<TokenHash>,
-    known: Cache<TokenHash, Arc<Grant>>,
+    valid: Cache<TokenHash, Arc<Grant>>,
     revoked: Cache<Uuid, ()>,
     /// Revocations up to this count are in `revoked`.
     revocations: AtomicI64,
+    generation: AtomicU64,
 }
 
 impl Tokens {
-    pub fn new(db: Db, clock: Clock, bulletin: Arc<Bulletin>, admin: Option<&str>) -> Self {
+    pub fn new(db: Db, clock: Clock, freshness: Arc<Freshness>, admin: Option<&str>) -> Self {
         Self {
             db,
             clock,
-            bulletin,
+            freshness,
             admin: admin.map(hash),
-            known: Cache::builder().max_capacity(100_000).time_to_live(Duration::from_secs(60)).build(),
-            // Longer than a grant may be known, so that none outlives its revocation.
+            valid: Cache::builder().max_capacity(100_000).time_to_live(Duration::from_secs(60)).build(),
+            // Longer than any grant is cached or any poll is parked, so that none outlives its revocation.
             revoked: Cache::builder().time_to_live(Duration::from_secs(600)).build(),
-            revocations: AtomicI64::new(i64::MAX),
+            revocations: AtomicI64::new(0),
+            generation: AtomicU64::new(0),
         }
     }
 
     /// The holder of a token.
     ///
     /// # Errors
-    /// 40100 when it is not valid; 50300 when that cannot be found out.
+    /// 40100 if the token is not valid; 50300 if that cannot be found out.
     pub async fn authenticate(&self, secret: &str) -> Result<Arc<Grant>, Fault> {
         let hash = hash(secret);
         if self.admin.as_ref().is_some_and(|admin| bool::from(admin.as_slice().ct_eq(hash.as_slice()))) {
-            return Ok(Arc::new(Grant { token_id: Uuid::nil(), caller: Caller::Admin, expires_at: None }));
+            let (token_id, caller) = (Uuid::nil(), Caller::Admin);
+            return Ok(Arc::new(Grant { token_id, caller, expires_at: None, generation: 0 }));
         }
-        let grant = match self.known.get(&hash) {
-            Some(grant) => grant,
-            None => {
-                let grant = Arc::new(Box::pin(self.find(&hash)).await?);
-                self.known.insert(hash, Arc::clone(&grant));
-                grant
+        match self.valid.get(&hash) {
+            Some(grant) if self.is_believed(&grant) => {
+                self.check_memory(&grant)?;
+                Ok(grant)
             }
-        };
-        self.check(&grant)?;
-        Ok(grant)
+            _ => Box::pin(self.find(hash)).await,
+        }
     }
 
-    /// Reads the tokens that were in use lately, so that those who come back after a restart, all at once,
-    /// need no query each. Only after a first [`Tokens::catch_up`]: what is revoked later is then taken out,
-    /// or refused by [`Tokens::check`].
+    /// Reads the tokens that were in use lately, so that clients who reconnect after a restart, all at once, need
+    /// no query each. Call it after the relay's first look: what is revoked later is then removed again.
     ///
     /// # Errors
-    /// When the database cannot be read; each is then found when it is used.
-    pub async fn preload(&self) -> Result<(), Fault> {
-        let mut lease = self.db.lease().await?;
-        let recent = read_deadline(tokens::find_recent(&mut lease, limits::TOKENS_PRELOADED_MAX)).await?;
-        lease.finish();
-        for (hash, grant) in recent {
-            self.known.insert(hash, Arc::new(grant));
+    /// When the database cannot be read; each token is then found when it is used.
+    pub async fn preload(&self) -> store::Result<()> {
+        let generation = self.generation();
+        let recent =
+            self.db.read(async |connection| tokens::find_recent(connection, limits::TOKENS_PRELOADED_MAX).await);
+        for (hash, token) in recent.await? {
+            self.insert(hash, &Arc::new(Grant::new(token, generation)));
         }
         Ok(())
     }
 
-    async fn find(&self, hash: &TokenHash) -> Result<Grant, Fault> {
-        let mut lease = self.db.lease().await?;
-        let found = read_deadline(tokens::find(&mut lease, hash)).await?;
-        lease.finish();
-        found.ok_or(Fault::Unauthenticated(UNKNOWN))
+    async fn find(&self, hash: TokenHash) -> Result<Arc<Grant>, Fault> {
+        // Before the read, which may be of a connection to the old primary.
+        let generation = self.generation();
+        let found = self.db.read(async |connection| tokens::find(connection, &hash).await).await?;
+        let grant = Arc::new(Grant::new(found.ok_or(Fault::Unauthenticated(UNKNOWN))?, generation));
+        // A revocation that the relay has seen meanwhile counts.
+        self.check_memory(&grant)?;
+        self.insert(hash, &grant);
+        Ok(grant)
     }
 
-    /// Whether a grant still holds. Looks at nothing but memory.
+    fn insert(&self, hash: TokenHash, grant: &Arc<Grant>) {
+        if grant.generation == self.generation() {
+            self.valid.insert(hash, Arc::clone(grant));
+        }
+    }
+
+    /// Whether a grant still holds; the database is asked if memory may be out of date.
+    ///
+    /// # Errors
+    /// 40100; 50300 if it cannot be found out.
+    pub async fn check(&self, grant: &Grant) -> Result<(), Fault> {
+        self.check_memory(grant)?;
+        if self.is_believed(grant) { Ok(()) } else { Box::pin(self.ask(grant)).await }
+    }
+
+    /// [`Tokens::check`] for a poll that was parked all the time since it was last checked: the relay has carried
+    /// its grant from generation to generation.
+    ///
+    /// # Errors
+    /// As [`Tokens::check`].
+    pub async fn check_parked(&self, grant: &Grant) -> Result<(), Fault> {
+        self.check_memory(grant)?;
+        let is_believed = grant.is_configured() || self.freshness.knows_revocations();
+        if is_believed { Ok(()) } else { Box::pin(self.ask(grant)).await }
+    }
+
+    /// Whether this process knows of nothing that speaks against a grant.
     ///
     /// # Errors
     /// 40100.
-    pub fn check(&self, grant: &Grant) -> Result<(), Fault> {
-        let expired = grant.expires_at.is_some_and(|expires_at| expires_at <= self.clock.now());
-        if expired || self.revoked.contains_key(&grant.token_id) {
+    pub fn check_memory(&self, grant: &Grant) -> Result<(), Fault> {
+        let is_expired = grant.expires_at.is_some_and(|expires_at| expires_at <= self.clock.now());
+        if is_expired || self.revoked.contains_key(&grant.token_id) {
             Err(Fault::Unauthenticated(UNKNOWN))
         } else {
             Ok(())
         }
     }
 
-    /// Takes out what was revoked, if the store counts more revocations than we know.
+    async fn ask(&self, grant: &Grant) -> Result<(), Fault> {
+        let token_id = grant.token_id;
+        let valid = self.db.read(async |connection| tokens::valid_among(connection, &[token_id]).await).await?;
+        if valid.is_empty() { Err(Fault::Unauthenticated(UNKNOWN)) } else { Ok(()) }
+    }
+
+    fn is_believed(&self, grant: &Grant) -> bool {
+        grant.is_configured() || (self.freshness.knows_revocations() && grant.generation == self.generation())
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Removes what was revoked, if the store counts more revocations than before. Returns whether anything was.
     ///
     /// # Errors
-    /// When the database cannot be read; nothing is forgotten then.
-    pub async fn catch_up(&self, connection: &mut PgConnection, revocations: i64) -> Result<(), sqlx::Error> {
+    /// When the database cannot be read; nothing is removed then.
+    pub async fn catch_up(&self, connection: &mut PgConnection, revocations: i64) -> store::Result<bool> {
         let known = self.revocations.load(Ordering::Acquire);
-        if known == i64::MAX || known > revocations {
-            // The first look, or another history: nothing that we remember can be trusted.
-            self.known.invalidate_all();
-            self.revocations.store(revocations, Ordering::Release);
-            return Ok(());
-        }
         if known == revocations {
-            return Ok(());
+            return Ok(false);
         }
-        let revoked = tokens::revoked_since(connection, known).await?;
-        for (token_id, hash) in revoked {
+        for (token_id, hash) in tokens::revoked_since(connection, known).await? {
             self.revoked.insert(token_id, ());
             if let Ok(hash) = TokenHash::try_from(hash.as_slice()) {
-                self.known.invalidate(&hash);
+                self.valid.invalidate(&hash);
             }
         }
         self.revocations.store(revocations, Ordering::Release);
-        self.bulletin.count_revocation();
-        Ok(())
+        Ok(true)
+    }
+
+    /// Begins a new generation, in which the store has counted so many revocations: forgets all tokens, and looks up
+    /// those whose polls are parked. Returns whether any of those is not valid any more.
+    ///
+    /// # Errors
+    /// When the database cannot be read; begin again then.
+    pub async fn begin_generation(
+        &self,
+        connection: &mut PgConnection,
+        revocations: i64,
+        parked: &Parked,
+    ) -> store::Result<bool> {
+        // First: a poll that parks after the parked ones were listed is checked against the new generation.
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.valid.invalidate_all();
+        let mut invalid = parked.token_ids();
+        if !invalid.is_empty() {
+            for token_id in tokens::valid_among(connection, &invalid.iter().copied().collect::<Vec<Uuid>>()).await? {
+                invalid.remove(&token_id);
+            }
+        }
+        self.revoked.invalidate_all();
+        for token_id in &invalid {
+            self.revoked.insert(*token_id, ());
+        }
+        self.revocations.store(revocations, Ordering::Release);
+        Ok(!invalid.is_empty())
     }
 }
 
-/// Makes a token: gives its id and its secret, which is not kept.
+impl Grant {
+    fn new(token: ValidToken, generation: u64) -> Self {
+        let ValidToken { token_id, caller, expires_at } = token;
+        Self { token_id, caller, expires_at, generation }
+    }
+
+    /// Whether it is the admin token of the configuration, which is never revoked.
+    fn is_configured(&self) -> bool {
+        self.token_id.is_nil()
+    }
+}
+
+/// Makes a token; returns its id and its secret, which is not kept.
 ///
 /// # Errors
-/// 40000, 40402, 40905 when the subject does not fit the role; 50000, 50300.
+/// When the database refuses it. The inner error is 40000, 40402 or 40905: the subject does not fit the role.
 pub async fn issue(
     connection: &mut PgConnection,
     role: Role,
     subject: Option<&str>,
     expires_in_s: Option<i64>,
-) -> Result<(Uuid, String), Fault> {
-    let feed = match (role, subject) {
-        (Role::Admin, None) => None,
-        (Role::Admin, Some(_)) => return Err(Fault::malformed("Subject: an admin's token has none")),
-        (_, None) => return Err(Fault::malformed("Subject is missing: the id of the agent or gateway")),
-        (role, Some(subject)) => {
-            let id = FeedId::parse(subject, "Subject")?;
-            match read_deadline(agents::find_feed(connection, id.as_str())).await? {
-                Some((key, kind)) if kind == role => Some(key),
-                Some((_, kind)) => {
-                    let whose = if kind == Role::Agent { "an agent" } else { "a gateway" };
-                    return Err(Fault::OtherKind(subject.to_owned(), whose));
-                }
-                None => return Err(Fault::NoSuchAgent(subject.to_owned())),
-            }
-        }
+) -> store::Result<Result<(Uuid, String), Fault>> {
+    let id = match checked_subject(role, subject) {
+        Ok(id) => id,
+        Err(fault) => return Ok(Err(fault)),
     };
-    let secret = new_secret(role.name()).map_err(|error| Fault::internal(error.to_string()))?;
+    let feed = match id {
+        None => None,
+        Some(id) => match agents::find_feed(connection, id.as_str()).await? {
+            Some((key, kind)) if kind == role => Some(key),
+            Some((_, kind)) => {
+                let whose = if kind == Role::Agent { "an agent" } else { "a gateway" };
+                return Ok(Err(Fault::OtherKind(id.to_string(), whose)));
+            }
+            None => return Ok(Err(Fault::NoSuchAgent(id.to_string()))),
+        },
+    };
+    let secret = match new_secret(role.name()) {
+        Ok(secret) => secret,
+        Err(error) => return Ok(Err(Fault::internal(error.to_string()))),
+    };
     let token_id = Uuid::now_v7();
-    read_deadline(tokens::insert(connection, token_id, &hash(&secret), role, feed, expires_in_s)).await?;
-    Ok((token_id, secret))
+    tokens::insert(connection, token_id, &hash(&secret), role, feed, expires_in_s).await?;
+    Ok(Ok((token_id, secret)))
+}
+
+fn checked_subject(role: Role, subject: Option<&str>) -> Result<Option<FeedId>, Fault> {
+    match (role, subject) {
+        (Role::Admin, None) => Ok(None),
+        (Role::Admin, Some(_)) => Err(Fault::malformed("Subject: an admin's token has none")),
+        (_, None) => Err(Fault::malformed("Subject is missing: the id of the agent or gateway")),
+        (_, Some(subject)) => FeedId::parse(subject, "Subject").map(Some),
+    }
 }
 
 /// What is stored of a secret.

@@ -111,13 +111,13 @@ struct Link {
 /// Why a batch did not go through.
 enum BatchError<'a> {
     /// Nothing of it happened.
-    BeforeCommit(sqlx::Error),
+    BeforeCommit(store::Error),
     /// It may have happened.
-    AtCommit(sqlx::Error, Box<Unanswered<'a>>),
+    AtCommit(store::Error, Box<Unanswered<'a>>),
 }
 
-impl From<sqlx::Error> for BatchError<'_> {
-    fn from(error: sqlx::Error) -> Self {
+impl From<store::Error> for BatchError<'_> {
+    fn from(error: store::Error) -> Self {
         Self::BeforeCommit(error)
     }
 }
@@ -175,7 +175,7 @@ impl WriterTask {
         let replies = match self.commit(&commands).await {
             Ok(replies) => replies,
             // Some request's own fault, but whose? Each alone.
-            Err(error) if !store::is_outage(&error) && commands.len() > 1 => {
+            Err(error) if !error.is_outage() && commands.len() > 1 => {
                 tracing::warn!(error = %error, requests = commands.len(), "a batch failed; trying its requests one by one");
                 let mut replies = Vec::with_capacity(commands.len());
                 for command in commands {
@@ -191,7 +191,7 @@ impl WriterTask {
             Err(error) => {
                 let reason = error.to_string();
                 tracing::warn!(error = %error, requests = commands.len(), "a batch failed");
-                let is_outage = store::is_outage(&error);
+                let is_outage = error.is_outage();
                 commands
                     .iter()
                     .map(|_| {
@@ -211,7 +211,7 @@ impl WriterTask {
     }
 
     /// Commits `commands` together; after an outage, tries for a while.
-    async fn commit(&mut self, commands: &[&Command]) -> Result<Vec<Result<Reply, Fault>>, sqlx::Error> {
+    async fn commit(&mut self, commands: &[&Command]) -> store::Result<Vec<Result<Reply, Fault>>> {
         let started = Instant::now();
         loop {
             let mut patience = Duration::from_millis(limits::COMMIT_MS) / 3;
@@ -232,18 +232,16 @@ impl WriterTask {
                             error
                         }
                         Outcome::Unknown => {
-                            return Err(sqlx::Error::Io(std::io::Error::other(format!(
-                                "the outcome of a commit is not known: {error}"
-                            ))));
+                            return Err(store::Error::UnknownOutcome(Box::new(error)));
                         }
                     }
                 }
             };
             self.known = None;
-            if store::is_outage(&error) {
+            if error.is_outage() {
                 self.link = None;
             }
-            if !store::is_outage(&error) || started.elapsed() >= patience {
+            if !error.is_outage() || started.elapsed() >= patience {
                 return Err(error);
             }
             sleep(Duration::from_millis(50)).await;
@@ -255,7 +253,7 @@ impl WriterTask {
     fn hand_over(&self, decision: Decision<'_>, basis: Basis, appended_at: DateTime<Utc>) -> Vec<Result<Reply, Fault>> {
         if let Some((first, last)) = decision.ledger.versions() {
             metrics::counter!("deskfeed_append_events_total").increment(u64::try_from(last - first + 1).unwrap_or(0));
-            self.live.note_committed(last);
+            self.live.note_committed(basis, last);
             let events = decision.ledger.shown(appended_at);
             if self.committed.try_send(Committed { basis, events }).is_err() {
                 self.live.hint();
@@ -286,10 +284,11 @@ impl WriterTask {
         basis: Basis,
     ) -> Result<Option<Vec<Result<Reply, Fault>>>, BatchError<'a>> {
         let live = Arc::clone(&self.live);
+        let cards = live.cards.cards();
         let (Some(link), Some(known)) = (&mut self.link, self.known.as_mut().filter(|known| known.is_trusted)) else {
             return Ok(None);
         };
-        let assumed = batch::assume(&mut link.connection, &live.cards, known, commands);
+        let assumed = batch::assume(&mut link.connection, &cards, known, commands);
         // With nothing to append, nothing would check that what was assumed still holds.
         let Some(mut decision) =
             deadline(limits::COMMIT_MS, assumed).await?.filter(|decision| !decision.ledger.is_empty())
@@ -320,10 +319,11 @@ impl WriterTask {
         basis: Basis,
     ) -> Result<Vec<Result<Reply, Fault>>, BatchError<'a>> {
         let live = Arc::clone(&self.live);
-        let Some(link) = &mut self.link else { return Err(sqlx::Error::PoolClosed.into()) };
+        let cards = live.cards.cards();
+        let Some(link) = &mut self.link else { return Err(store::Error::Away("the writer has no connection").into()) };
         let connection = &mut link.connection;
         let written = deadline(limits::COMMIT_MS, async {
-            let (decision, standing) = batch::decide(connection, &live.cards, commands).await?;
+            let (decision, standing) = batch::decide(connection, &cards, commands).await?;
             let appended_at = if decision.ledger.is_empty() {
                 None
             } else {
@@ -331,7 +331,7 @@ impl WriterTask {
             };
             match appended_at {
                 None if !decision.ledger.is_empty() => {
-                    Err(sqlx::Error::Decode("the newest version has changed under the append lock".into()))
+                    Err(store::Error::inconsistent("the newest version has changed under the append lock"))
                 }
                 _ => Ok((decision, standing, appended_at.unwrap_or_default())),
             }
@@ -375,7 +375,7 @@ impl WriterTask {
 
 fn unanswered<'a>(
     live: &Live,
-    error: sqlx::Error,
+    error: store::Error,
     decision: Decision<'a>,
     backend: Backend,
     basis: Basis,
@@ -384,7 +384,7 @@ fn unanswered<'a>(
     BatchError::AtCommit(error, Box::new(Unanswered { decision, backend, basis, epoch }))
 }
 
-async fn ask(live: &Live, unanswered: &Unanswered<'_>, proof: &Proof) -> Result<Outcome, sqlx::Error> {
+async fn ask(live: &Live, unanswered: &Unanswered<'_>, proof: &Proof) -> store::Result<Outcome> {
     let mut connection = live.db.connect(Purpose::Appends).await?;
     // Versions mean something within one history only.
     if events::store_state(&mut connection).await?.epoch != *unanswered.epoch {

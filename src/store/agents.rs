@@ -1,7 +1,7 @@
 //! Agents and gateways. Agents are changed only under the append lock: routing relies on them.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 
 use super::{Result, sessions::exactly_one};
 use crate::domain::{
@@ -193,8 +193,10 @@ pub async fn put_gateway(
     id: &FeedId,
     name: Option<&str>,
 ) -> Result<Option<Option<String>>> {
-    let Some(key) = feed_of_kind(connection, id, GATEWAY).await? else { return Ok(None) };
-    sqlx::query_scalar(
+    // As a whole or not at all: a feed without its gateway would be given tokens.
+    let mut transaction = connection.begin().await?;
+    let Some(key) = feed_of_kind(&mut transaction, id, GATEWAY).await? else { return Ok(None) };
+    let kept = sqlx::query_scalar(
         "/* agents.put_gateway */
          insert into gateways (feed_key, name) values ($1, $2)
          on conflict (feed_key) do update set name = coalesce(excluded.name, gateways.name)
@@ -202,9 +204,10 @@ pub async fn put_gateway(
     )
     .bind(key)
     .bind(name)
-    .fetch_one(connection)
-    .await
-    .map(Some)
+    .fetch_one(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(Some(kept))
 }
 
 /// The feed with this id, made if there is none; none when it is of the other kind.
@@ -297,9 +300,9 @@ async fn agent_lines(connection: &mut PgConnection, id: Option<&str>) -> Result<
 /// # Errors
 /// When the database cannot be read.
 pub async fn list_gateways(connection: &mut PgConnection) -> Result<Vec<(String, Option<String>)>> {
-    sqlx::query_as("/* agents.list_gateways */ select f.feed_id, g.name from gateways g join feeds f on f.feed_key = g.feed_key order by f.feed_id")
+    Ok(sqlx::query_as("/* agents.list_gateways */ select f.feed_id, g.name from gateways g join feeds f on f.feed_key = g.feed_key order by f.feed_id")
         .fetch_all(connection)
-        .await
+        .await?)
 }
 
 /// Notes when agents last polled: (feed, seconds ago).

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::{Result, sessions::Found};
+use super::{Error, Result, sessions::Found};
 use crate::domain::{
     event::{Event, Profile, Reason, SessionCard},
     ids::{FeedKey, MessageId, ProfileKey, SessionKey},
@@ -171,13 +171,10 @@ pub async fn outcome(connection: &mut PgConnection, backend: Backend, proof: &Pr
 
 /// Whether an error that the server answered an append with says that nothing was appended. Any
 /// other may have come after the commit.
-pub fn is_refusal(error: &sqlx::Error) -> bool {
+pub fn is_refusal(error: &Error) -> bool {
     // Data, constraints, rolled back, syntax and access, object state (lock_timeout), raised by a function.
     const CLASSES: [&str; 6] = ["22", "23", "40", "42", "55", "P0"];
-    error
-        .as_database_error()
-        .and_then(sqlx::error::DatabaseError::code)
-        .is_some_and(|code| CLASSES.iter().any(|class| code.starts_with(class)))
+    error.sqlstate().is_some_and(|code| CLASSES.iter().any(|class| code.starts_with(class)))
 }
 
 impl<'a> Ledger<'a> {
@@ -198,7 +195,7 @@ impl<'a> Ledger<'a> {
     /// # Errors
     /// When only the database can tell: the append lock is not held.
     pub fn appended_at(&self) -> Result<DateTime<Utc>> {
-        self.appended_at.ok_or_else(|| sqlx::Error::Decode("an append without the lock has no time yet".into()))
+        self.appended_at.ok_or_else(|| Error::inconsistent("an append without the lock has no time yet"))
     }
 
     /// Notes the events that `happening` tells. Gives the version of the first: the owner's, where
@@ -290,7 +287,7 @@ impl<'a> Ledger<'a> {
             .collect();
         let uuids = ids.iter().rposition(|id| id.0.is_some()).map_or(0, |last| last + 1);
         let texts = ids.iter().rposition(|id| id.1.is_some()).map_or(0, |last| last + 1);
-        sqlx::query_scalar(
+        Ok(sqlx::query_scalar(
             "/* appends.write */ select append_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
         )
         .bind(self.base)
@@ -311,7 +308,7 @@ impl<'a> Ledger<'a> {
         .bind(ids[..texts].iter().map(|id| id.1).collect::<Vec<Option<&str>>>())
         .bind(events.iter().map(|e| kept(e).map(|message| message.new.content.as_str())).collect::<Vec<Option<&str>>>())
         .fetch_one(connection)
-        .await
+        .await?)
     }
 
     /// The events as readers are shown them, without a look into the database; none when they show

@@ -164,10 +164,10 @@ pub async fn erase(connection: &mut PgConnection, asked: &Asked, part: &[Piece])
 /// # Errors
 /// When the database cannot be read.
 pub async fn sessions_since(connection: &mut PgConnection, erasure: i64) -> Result<Vec<i64>> {
-    sqlx::query_scalar("/* erasures.sessions_since */ select session_key from erasures where erasure > $1")
+    Ok(sqlx::query_scalar("/* erasures.sessions_since */ select session_key from erasures where erasure > $1")
         .bind(erasure)
         .fetch_all(connection)
-        .await
+        .await?)
 }
 
 /// Those of `ids`, messages of `sessions`, that are erased.

@@ -13,7 +13,7 @@ use sqlx::{
 };
 
 use self::rows::{EventRow, Held, Order, Rows, complete, take_rows};
-use super::{Result, cards::Cards};
+use super::{Error, Result, cards::Cards};
 use crate::domain::{
     event::{EventType, Messages, Profile, SessionCard, Shown, TypeSet},
     ids::{FeedKey, MessageId, SessionKey},
@@ -167,8 +167,8 @@ async fn page(
             return assemble(connection, cards, rows).await;
         }
     }
-    Err(sqlx::Error::Decode(
-        "an agent's message has a second event but no first; was the events table changed by hand?".into(),
+    Err(Error::inconsistent(
+        "an agent's message has a second event but no first; was the events table changed by hand?",
     ))
 }
 
@@ -196,7 +196,7 @@ async fn assemble(connection: &mut PgConnection, cards: &Cards, rows: Rows) -> R
     cards.load(connection, &session_keys, &profile_keys).await?;
     let sessions = session_keys.iter().map(|key| {
         let missing = || format!("there are events of session {}, which does not exist", key.0);
-        cards.session(*key).ok_or_else(|| sqlx::Error::Decode(missing().into()))
+        cards.session(*key).ok_or_else(|| Error::inconsistent(missing()))
     });
     Ok(Page {
         rows: events,
@@ -291,7 +291,7 @@ pub async fn store_state(connection: &mut PgConnection) -> Result<StoreState> {
 /// # Errors
 /// When the database cannot be read.
 pub async fn version_before(connection: &mut PgConnection, time: DateTime<Utc>) -> Result<i64> {
-    sqlx::query_scalar(include_str!("sql/version_before.sql")).bind(time).fetch_one(connection).await
+    Ok(sqlx::query_scalar(include_str!("sql/version_before.sql")).bind(time).fetch_one(connection).await?)
 }
 
 /// How many events of a feed are not acknowledged, and for how many seconds the oldest has been so.
@@ -299,5 +299,5 @@ pub async fn version_before(connection: &mut PgConnection, time: DateTime<Utc>) 
 /// # Errors
 /// When the database cannot be read.
 pub async fn unacked(connection: &mut PgConnection, feed: FeedKey) -> Result<(i64, Option<i64>)> {
-    sqlx::query_as(include_str!("sql/count_unacked.sql")).bind(feed.0).fetch_one(connection).await
+    Ok(sqlx::query_as(include_str!("sql/count_unacked.sql")).bind(feed.0).fetch_one(connection).await?)
 }

@@ -13,7 +13,7 @@ use sqlx::{
 };
 
 use super::{
-    Result,
+    Error, Result,
     appends::CHANNEL,
     pool::{Db, Purpose, deadline},
 };
@@ -66,9 +66,9 @@ impl Listener {
             Ok(Ok(Some(notification))) => {
                 Ok((notification.payload().to_owned(), i32::try_from(notification.process_id()).unwrap_or(0)))
             }
-            Ok(Ok(None)) => Err(sqlx::Error::Io(std::io::ErrorKind::UnexpectedEof.into())),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+            Ok(Ok(None)) => Err(Error::Away("the LISTEN connection was lost")),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(Error::Timeout(limits::LISTENER_SILENT_MS)),
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod cards;
 pub mod catalog;
 pub mod doctor;
 pub mod erasures;
+pub mod error;
 pub mod events;
 pub mod history;
 pub mod listener;
@@ -35,39 +36,4 @@ pub mod sessions;
 pub mod tokens;
 pub mod yardsticks;
 
-use crate::domain::fault::Fault;
-
-/// What the database said, before it becomes a [`Fault`].
-pub type Result<T> = std::result::Result<T, sqlx::Error>;
-
-impl From<sqlx::Error> for Fault {
-    fn from(error: sqlx::Error) -> Self {
-        if is_outage(&error) {
-            Self::Unavailable {
-                reason: "PostgreSQL cannot be reached or is too busy; try again",
-                source: Some(error.into()),
-            }
-        } else {
-            Self::internal(error)
-        }
-    }
-}
-
-/// Whether `error` says that the database is away or overloaded, and nothing about the request.
-pub fn is_outage(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => true,
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-            // 08 connection, 53 resources, 57 operator intervention (and time-outs), 58 system;
-            // 25006 a standby, 25P03 idle in transaction, 40 rollback, 55P03 lock not available.
-            ["08", "53", "57", "58", "40"].iter().any(|class| code.starts_with(class))
-                || ["25006", "25P03", "55P03"].contains(&code.as_ref())
-        }),
-        _ => false,
-    }
-}
+pub use error::{Error, Result};

@@ -27,9 +27,9 @@ pub async fn make_ahead(connection: &mut PgConnection) -> Result<i32> {
 /// # Errors
 /// When the database refuses it.
 pub async fn make(connection: &mut PgConnection, first_version: i64, last_version: i64) -> Result<i32> {
-    sqlx::query_scalar("/* partitions.make */ select make_partitions($1, $2)")
+    Ok(sqlx::query_scalar("/* partitions.make */ select make_partitions($1, $2)")
         .bind(first_version)
         .bind(last_version)
         .fetch_one(connection)
-        .await
+        .await?)
 }

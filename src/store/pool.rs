@@ -1,4 +1,4 @@
-//! Connections: pools for reads, single ones for the writers and the listener.
+//! Connections: pools for reads, single connections for the writers and the listener.
 
 use std::{
     net::IpAddr,
@@ -19,9 +19,12 @@ use sqlx::{
 use tokio::{runtime::Handle, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::{Error, events::Page};
 use crate::domain::{fault::Fault, limits};
 
-/// How long after its last use a connection is taken for alive.
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// How long after its last use a connection is used without a test.
 const BELIEVED_FOR: Duration = Duration::from_secs(1);
 
 /// What a connection is for; shown to the DBA in `pg_stat_activity.application_name`.
@@ -47,8 +50,8 @@ impl Purpose {
     }
 }
 
-/// What every connection of the service sets. The time-outs let PostgreSQL end what a hanging
-/// process left behind; the plan settings are argued in the module documentation of `store`.
+/// What every connection of the service sets. The timeouts let PostgreSQL end what a hanging process left
+/// behind; the module documentation of `store` argues for the plan settings.
 fn session_settings() -> String {
     format!(
         "set statement_timeout = {}; set lock_timeout = {}; set idle_in_transaction_session_timeout = {}; \
@@ -67,41 +70,59 @@ fn session_settings() -> String {
 #[derive(Debug, Clone)]
 pub struct Db {
     options: PgConnectOptions,
-    readers: PgPool,
-    /// None: pages are read as everything else is.
+    reader: Reader,
+    /// `None`: pages are read as everything else is.
     pages: Option<Pages>,
-    doubt: Doubt,
+    trust: Trust,
 }
 
 /// Where pages are read. A connection belongs to the threads that opened it, so these have their own.
 #[derive(Debug, Clone)]
 struct Pages {
     threads: Handle,
-    readers: PgPool,
+    reader: Reader,
 }
 
-/// Since when connections are no longer believed that were used before.
+/// Pooled connections for reads and small changes.
 #[derive(Debug, Clone)]
-struct Doubt {
-    started: Instant,
-    /// In milliseconds since `started`.
-    since_ms: Arc<AtomicU64>,
+pub struct Reader {
+    pool: PgPool,
 }
 
-impl Doubt {
+/// Which pooled connections are used without a test, and which not at all.
+#[derive(Debug, Clone)]
+struct Trust {
+    started: Instant,
+    /// Connections last used before this are tested first. In milliseconds since `started`, as the next.
+    tested_before_ms: Arc<AtomicU64>,
+    /// Connections made before this are closed.
+    closed_before_ms: Arc<AtomicU64>,
+}
+
+impl Trust {
     fn new() -> Self {
-        Self { started: Instant::now(), since_ms: Arc::default() }
+        Self { started: Instant::now(), tested_before_ms: Arc::default(), closed_before_ms: Arc::default() }
     }
 
     fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        millis(self.started.elapsed())
     }
 
-    /// Whether a connection that was last used so long ago is taken for alive.
-    fn believes(&self, idle_for: Duration) -> bool {
-        let used_ms = self.now_ms().saturating_sub(u64::try_from(idle_for.as_millis()).unwrap_or(u64::MAX));
-        idle_for < BELIEVED_FOR && used_ms > self.since_ms.load(Ordering::Acquire)
+    /// Whether a connection that was last used this long ago may be used without a test.
+    fn is_alive(&self, idle_for: Duration) -> bool {
+        let used_ms = self.now_ms().saturating_sub(millis(idle_for));
+        idle_for < BELIEVED_FOR && used_ms > self.tested_before_ms.load(Ordering::Acquire)
     }
+
+    /// Whether a connection of this age leads to another server, for all we know.
+    fn is_too_old(&self, age: Duration) -> bool {
+        let closed_before_ms = self.closed_before_ms.load(Ordering::Acquire);
+        closed_before_ms > 0 && self.now_ms().saturating_sub(millis(age)) <= closed_before_ms
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Db {
@@ -109,28 +130,28 @@ impl Db {
     ///
     /// # Errors
     /// When `url` cannot be read.
-    pub fn new(url: &str, readers_max: u32) -> super::Result<Self> {
+    pub fn new(url: &str, readers_max: u32) -> Result<Self> {
         let options = PgConnectOptions::from_str(url)?.disable_statement_logging();
-        let doubt = Doubt::new();
-        let readers = readers(&options, readers_max, &doubt);
-        Ok(Self { options, readers, pages: None, doubt })
+        let trust = Trust::new();
+        let reader = Reader::new(&options, readers_max, &trust);
+        Ok(Self { options, reader, pages: None, trust })
     }
 
     /// [`Db::new`] with threads for pages, which have five of eight connections.
     ///
     /// # Errors
     /// When `url` cannot be read.
-    pub fn with_page_threads(url: &str, readers_max: u32, threads: Handle) -> super::Result<Self> {
+    pub fn with_page_threads(url: &str, readers_max: u32, threads: Handle) -> Result<Self> {
         let others = readers_max * 3 / 8;
         if others == 0 {
             return Self::new(url, readers_max);
         }
         let mut db = Self::new(url, others)?;
-        // The pool's own task and its sockets are the threads' too.
+        // The pool's own task and its sockets belong to these threads, too.
         let entered = threads.enter();
-        let readers = readers(&db.options, readers_max - others, &db.doubt);
+        let reader = Reader::new(&db.options, readers_max - others, &db.trust);
         drop(entered);
-        db.pages = Some(Pages { threads, readers });
+        db.pages = Some(Pages { threads, reader });
         Ok(db)
     }
 
@@ -138,48 +159,63 @@ impl Db {
     ///
     /// # Errors
     /// When the server cannot be reached in [`limits::DB_ACQUIRE_MS`].
-    pub async fn connect(&self, purpose: Purpose) -> super::Result<PgConnection> {
+    pub async fn connect(&self, purpose: Purpose) -> Result<PgConnection> {
         let options = self.options.clone().application_name(purpose.application_name());
         deadline(limits::DB_ACQUIRE_MS, async {
             let mut connection = PgConnection::connect_with(&options).await?;
             if purpose != Purpose::Commands {
-                set_up(&mut connection, purpose).await?;
+                set_up(&mut connection).await?;
+            }
+            if purpose == Purpose::Appends {
+                refuse_standby(&mut connection).await?;
             }
             Ok(connection)
         })
         .await
     }
 
-    /// A pooled connection for one read or small change.
+    /// Runs `work` on a pooled connection, within [`limits::DB_READ_MS`].
     ///
     /// # Errors
-    /// 50300 when none is free in [`limits::DB_ACQUIRE_MS`].
-    pub async fn lease(&self) -> Result<Lease, Fault> {
-        Lease::of(&self.readers).await
+    /// As `work`, or when no connection is free in [`limits::DB_ACQUIRE_MS`], or time is up.
+    pub async fn read<T>(&self, work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>) -> Result<T> {
+        self.reader.read(work).await
     }
 
-    /// Does `work`, which reads a page, where pages are read. It is given up when nobody waits for it
-    /// any more.
+    /// [`Db::read`] for a small change that needs neither the append lock nor a version.
     ///
     /// # Errors
-    /// As `work`, or 50300 when no connection is free in [`limits::DB_ACQUIRE_MS`].
-    pub async fn page<T, F>(&self, work: impl FnOnce(Lease) -> F + Send + 'static) -> Result<T, Fault>
+    /// As [`Db::read`]; the change may then have happened all the same.
+    pub async fn change<T>(&self, work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>) -> Result<T> {
+        self.reader.read(work).await
+    }
+
+    /// Runs `work`, which reads a page, on the threads for pages if there are any. It is aborted when this
+    /// future is dropped.
+    ///
+    /// # Errors
+    /// As `work`.
+    pub async fn page<T, F>(&self, work: impl FnOnce(Reader) -> F + Send + 'static) -> Result<T, Fault>
     where
         T: Send + 'static,
-        F: Future<Output = Result<T, Fault>> + Send,
+        F: Future<Output = Result<T, Fault>> + Send + 'static,
     {
-        let Some(Pages { threads, readers }) = &self.pages else { return work(self.lease().await?).await };
-        let readers = readers.clone();
-        let page = threads.spawn(async move { work(Lease::of(&readers).await?).await });
+        let Some(Pages { threads, reader }) = &self.pages else { return work(self.reader.clone()).await };
+        let page = threads.spawn(work(reader.clone()));
         AbortOnDropHandle::new(page).await.map_err(Fault::internal)?
     }
 
-    /// PostgreSQL was away: whatever was connected to it before may be dead.
+    /// PostgreSQL was away: connections that were used before are tested before their next use.
     pub fn doubt(&self) {
-        self.doubt.since_ms.store(self.doubt.now_ms(), Ordering::Release);
+        self.trust.tested_before_ms.store(self.trust.now_ms(), Ordering::Release);
     }
 
-    /// How to connect, for those who cannot use ours (the listener).
+    /// The history has changed: connections made before may lead to the old primary, and are closed.
+    pub fn replace_connections(&self) {
+        self.trust.closed_before_ms.store(self.trust.now_ms().max(1), Ordering::Release);
+    }
+
+    /// How to connect, for those who cannot use our connections (the listener).
     pub fn options(&self) -> &PgConnectOptions {
         &self.options
     }
@@ -196,27 +232,58 @@ impl Db {
     }
 
     fn pools(&self) -> impl Iterator<Item = &PgPool> {
-        std::iter::once(&self.readers).chain(self.pages.as_ref().map(|pages| &pages.readers))
+        std::iter::once(&self.reader).chain(self.pages.as_ref().map(|pages| &pages.reader)).map(|reader| &reader.pool)
     }
 }
 
-fn readers(options: &PgConnectOptions, most: u32, doubt: &Doubt) -> PgPool {
-    let believing = doubt.clone();
-    PgPoolOptions::new()
-        .max_connections(most)
-        .acquire_timeout(Duration::from_millis(limits::DB_ACQUIRE_MS))
-        .idle_timeout(Duration::from_secs(60))
-        .max_lifetime(Duration::from_secs(1800))
-        // To ask each time whether a connection still works is a round trip for each read. One that worked a
-        // moment ago is believed, unless somebody has met PostgreSQL away since; who is the first to meet it
-        // is told to come back.
-        .test_before_acquire(false)
-        .before_acquire(move |connection, meta| {
-            let is_believed = believing.believes(meta.idle_for);
-            Box::pin(async move { Ok(is_believed || connection.ping().await.is_ok()) })
-        })
-        .after_connect(|connection, _| Box::pin(set_up(connection, Purpose::Reads)))
-        .connect_lazy_with(options.clone().application_name(Purpose::Reads.application_name()))
+impl Reader {
+    fn new(options: &PgConnectOptions, connections_max: u32, trust: &Trust) -> Self {
+        let trust = trust.clone();
+        let pool = PgPoolOptions::new()
+            .max_connections(connections_max)
+            .acquire_timeout(Duration::from_millis(limits::DB_ACQUIRE_MS))
+            .idle_timeout(Duration::from_secs(60))
+            .max_lifetime(Duration::from_secs(1800))
+            // Testing a connection before each use is a round trip for each read. One that worked a moment ago
+            // is used untested, unless somebody has found PostgreSQL away since; the first to find that out
+            // is answered 50300.
+            .test_before_acquire(false)
+            .before_acquire(move |connection, meta| {
+                let (is_alive, is_too_old) = (trust.is_alive(meta.idle_for), trust.is_too_old(meta.age));
+                Box::pin(async move { Ok(!is_too_old && (is_alive || connection.ping().await.is_ok())) })
+            })
+            .after_connect(|connection, _| Box::pin(set_up(connection)))
+            .connect_lazy_with(options.clone().application_name(Purpose::Reads.application_name()));
+        Self { pool }
+    }
+
+    /// [`Db::read`].
+    ///
+    /// # Errors
+    /// As [`Db::read`].
+    pub async fn read<T>(&self, work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>) -> Result<T> {
+        let mut lease = Lease::of(&self.pool).await?;
+        let done = read_deadline(work(&mut lease)).await?;
+        lease.finish();
+        Ok(done)
+    }
+
+    /// [`Reader::read`] for a page and what goes with it. A page that was cut leaves rows behind that nobody
+    /// wants; its connection is closed.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub async fn read_page<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<(Page, T)>,
+    ) -> Result<(Page, T)> {
+        let mut lease = Lease::of(&self.pool).await?;
+        let read = read_deadline(work(&mut lease)).await?;
+        if !read.0.cut {
+            lease.finish();
+        }
+        Ok(read)
+    }
 }
 
 /// Whether a database's URL leads to this very machine: by a socket or a loopback address.
@@ -228,39 +295,35 @@ pub fn is_on_this_machine(url: &str) -> bool {
     })
 }
 
-async fn set_up(connection: &mut PgConnection, purpose: Purpose) -> super::Result<()> {
-    sqlx::raw_sql(AssertSqlSafe(session_settings())).execute(&mut *connection).await?;
-    if purpose == Purpose::Appends {
-        let standby: bool = sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(connection).await?;
-        if standby {
-            return Err(sqlx::Error::Configuration(
-                "DATABASE_URL leads to a standby, which cannot be written to; point it at the primary".into(),
-            ));
-        }
+async fn set_up(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::raw_sql(AssertSqlSafe(session_settings())).execute(connection).await?;
+    Ok(())
+}
+
+async fn refuse_standby(connection: &mut PgConnection) -> Result<()> {
+    let is_standby: bool = sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(connection).await?;
+    if is_standby {
+        return Err(Error::Away(
+            "DATABASE_URL leads to a standby, which cannot be written to; point it at the primary",
+        ));
     }
     Ok(())
 }
 
-/// A pooled connection that goes back to the pool only when [`Lease::finish`] was called: one that
-/// was dropped in the middle of something (a client went away, a time-out) is closed instead,
-/// because nobody knows what is still on its way.
-pub struct Lease {
+/// A pooled connection that goes back to the pool only after [`Lease::finish`]: one that was dropped in the
+/// middle of something (a client went away, a timeout) is closed, because an answer may still be on its way.
+struct Lease {
     connection: PoolConnection<Postgres>,
-    finished: bool,
+    is_finished: bool,
 }
 
 impl Lease {
-    async fn of(pool: &PgPool) -> Result<Self, Fault> {
-        Ok(Self { connection: pool.acquire().await?, finished: false })
+    async fn of(pool: &PgPool) -> Result<Self> {
+        Ok(Self { connection: pool.acquire().await?, is_finished: false })
     }
 
-    pub fn finish(mut self) {
-        self.finished = true;
-    }
-
-    /// [`Lease::finish`], unless a statement still has much to give that nobody wants.
-    pub fn finish_unless(mut self, cut: bool) {
-        self.finished = !cut;
+    fn finish(mut self) {
+        self.is_finished = true;
     }
 }
 
@@ -280,7 +343,7 @@ impl DerefMut for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if !self.finished {
+        if !self.is_finished {
             self.connection.close_on_drop();
         }
     }
@@ -289,16 +352,16 @@ impl Drop for Lease {
 /// Runs `work` for at most `ms` milliseconds.
 ///
 /// # Errors
-/// `PoolTimedOut` when the time is over; the connection it used must then be dropped.
-pub async fn deadline<T>(ms: u64, work: impl Future<Output = super::Result<T>>) -> super::Result<T> {
-    tokio::time::timeout(Duration::from_millis(ms), work).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+/// As `work`, or [`Error::Timeout`]; the connection it used must then be dropped.
+pub async fn deadline<T>(ms: u64, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(Duration::from_millis(ms), work).await.unwrap_or(Err(Error::Timeout(ms)))
 }
 
 /// [`deadline`] for reads.
 ///
 /// # Errors
-/// As `work`, or `PoolTimedOut`.
-pub async fn read_deadline<T>(work: impl Future<Output = super::Result<T>>) -> super::Result<T> {
+/// As [`deadline`].
+pub async fn read_deadline<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     deadline(limits::DB_READ_MS, work).await
 }
 

@@ -168,12 +168,12 @@ async fn partitions(connection: &mut PgConnection) -> Result<Vec<Partition>> {
 }
 
 async fn sessions_in_need(connection: &mut PgConnection, version: i64) -> Result<Vec<String>> {
-    sqlx::query_scalar(
+    Ok(sqlx::query_scalar(
         "/* retention.sessions_in_need */ select session_id from sessions_in_need_of_events_before($1) limit 5",
     )
     .bind(version)
     .fetch_all(connection)
-    .await
+    .await?)
 }
 
 async fn concerned(connection: &mut PgConnection, version: i64) -> Result<Concerned> {
@@ -187,7 +187,7 @@ async fn concerned(connection: &mut PgConnection, version: i64) -> Result<Concer
 /// # Errors
 /// When the database cannot be read.
 pub async fn detached(connection: &mut PgConnection) -> Result<Vec<(String, i64)>> {
-    sqlx::query_as(
+    Ok(sqlx::query_as(
         "/* retention.detached */
          select c.oid::regclass::text, pg_total_relation_size(c.oid) from pg_class c
          where c.relnamespace = (select relnamespace from pg_class where oid = to_regclass('events'))
@@ -195,7 +195,7 @@ pub async fn detached(connection: &mut PgConnection) -> Result<Vec<(String, i64)
          order by length(c.relname), c.relname",
     )
     .fetch_all(connection)
-    .await
+    .await?)
 }
 
 /// Whether the connection's role owns the tables.
@@ -203,11 +203,11 @@ pub async fn detached(connection: &mut PgConnection) -> Result<Vec<(String, i64)
 /// # Errors
 /// When the database cannot be read.
 pub async fn is_owner(connection: &mut PgConnection) -> Result<bool> {
-    sqlx::query_scalar(
+    Ok(sqlx::query_scalar(
         "/* retention.is_owner */ select pg_has_role(relowner, 'usage') from pg_class where oid = 'events'::regclass",
     )
     .fetch_one(connection)
-    .await
+    .await?)
 }
 
 /// Makes the connection the only one that detaches, for as long as it lasts. False when another is,
@@ -239,10 +239,10 @@ pub async fn begin(connection: &mut PgConnection) -> Result<bool> {
 pub async fn keep_from(connection: &mut PgConnection, version: i64) -> Result<i64> {
     let limits = format!("set statement_timeout = 0; set lock_timeout = {}", limits::DB_LOCK_MS);
     sqlx::raw_sql(AssertSqlSafe(limits)).execute(&mut *connection).await?;
-    sqlx::query_scalar("/* retention.keep_from */ select keep_events_from($1)")
+    Ok(sqlx::query_scalar("/* retention.keep_from */ select keep_events_from($1)")
         .bind(version)
         .fetch_one(connection)
-        .await
+        .await?)
 }
 
 /// The statement that detaches a partition, or finishes what was begun.

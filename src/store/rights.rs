@@ -73,7 +73,7 @@ pub(super) async fn grant(connection: &mut PgConnection) -> Result<()> {
 /// # Errors
 /// When the database cannot be read.
 pub async fn current_role(connection: &mut PgConnection) -> Result<String> {
-    sqlx::query_scalar("/* rights.current_role */ select current_user::text").fetch_one(connection).await
+    Ok(sqlx::query_scalar("/* rights.current_role */ select current_user::text").fetch_one(connection).await?)
 }
 
 /// What a role may do that the service does not need, such as `owns events`.
@@ -106,13 +106,13 @@ pub async fn excess(connection: &mut PgConnection, role: &str) -> Result<Vec<Str
 /// When the database cannot be read.
 pub async fn lacking(connection: &mut PgConnection, role: &str) -> Result<Vec<String>> {
     let needs = needs_of(APPLICATION);
-    sqlx::query_scalar(include_str!("sql/rights_lacking.sql"))
+    Ok(sqlx::query_scalar(include_str!("sql/rights_lacking.sql"))
         .bind(role)
         .bind(needs.iter().map(|need| need.object).collect::<Vec<_>>())
         .bind(needs.iter().map(|need| need.column).collect::<Vec<_>>())
         .bind(needs.iter().map(|need| need.privilege).collect::<Vec<_>>())
         .fetch_all(connection)
-        .await
+        .await?)
 }
 
 #[cfg(test)]

@@ -101,8 +101,8 @@ pub struct MigrationLine {
 /// What can go wrong with a migration.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    #[error("PostgreSQL refused")]
-    Database(#[from] sqlx::Error),
+    #[error(transparent)]
+    Database(#[from] super::Error),
     #[error("a migration failed")]
     Migration(#[from] MigrateError),
     #[error("another migrator has been at work for {} s; wait for it, or end its connection (application_name deskfeed/commands)", MIGRATOR_WAIT.as_secs())]
@@ -113,6 +113,12 @@ pub enum SchemaError {
     OutOfOrder { number: i64, missing: i64 },
     #[error("migration {0} is recorded differently from this program's file of that number (or did not end well)")]
     Different(i64),
+}
+
+impl From<sqlx::Error> for SchemaError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error.into())
+    }
 }
 
 /// The migrations that a program knows, in order.
@@ -396,7 +402,7 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<Applied>> {
 
 /// The newest migration that a program must know to work on the database's schema.
 async fn oldest_program(connection: &mut PgConnection) -> Result<i64> {
-    sqlx::query_scalar("/* schema.oldest_program */ select oldest_program from store").fetch_one(connection).await
+    Ok(sqlx::query_scalar("/* schema.oldest_program */ select oldest_program from store").fetch_one(connection).await?)
 }
 
 /// Makes the table of what is applied, if it is not there.
@@ -429,11 +435,8 @@ async fn lock(connection: &mut PgConnection) -> std::result::Result<(), SchemaEr
 }
 
 async fn unlock(connection: &mut PgConnection) -> Result<()> {
-    sqlx::query("/* schema.unlock */ select pg_advisory_unlock($1)")
-        .bind(MIGRATOR_LOCK)
-        .execute(connection)
-        .await
-        .map(drop)
+    sqlx::query("/* schema.unlock */ select pg_advisory_unlock($1)").bind(MIGRATOR_LOCK).execute(connection).await?;
+    Ok(())
 }
 
 /// Settings of the server that could lose what was committed, as `name=value`.
@@ -441,11 +444,11 @@ async fn unlock(connection: &mut PgConnection) -> Result<()> {
 /// # Errors
 /// When the database cannot be read.
 pub async fn unsafe_settings(connection: &mut PgConnection) -> Result<Vec<String>> {
-    sqlx::query_scalar(
+    Ok(sqlx::query_scalar(
         "/* schema.unsafe_settings */
          select name || '=' || setting from pg_settings
          where name in ('fsync', 'full_page_writes', 'synchronous_commit') and setting = 'off' order by name",
     )
     .fetch_all(connection)
-    .await
+    .await?)
 }

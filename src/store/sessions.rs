@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
-use super::{Result, appends::Ledger, events::read_message};
+use super::{Error, Result, appends::Ledger, events::read_message};
 use crate::domain::{
     caller::Caller,
     event::{Profile, SessionCard},
@@ -51,7 +51,9 @@ impl Standing {
 /// When the database cannot be read.
 pub async fn for_append(connection: &mut PgConnection, session_ids: &[&str]) -> Result<Standing> {
     let rows = sqlx::query(include_str!("sql/sessions_for_append.sql")).bind(session_ids).fetch_all(connection).await?;
-    let Some(first) = rows.first() else { return Err(sqlx::Error::RowNotFound) };
+    let Some(first) = rows.first() else {
+        return Err(Error::inconsistent("a statement gave not even the row that it always gives"));
+    };
     let mut sessions = HashMap::with_capacity(rows.len());
     for row in &rows {
         if let Some(found) = read_found(row)? {
@@ -121,7 +123,7 @@ fn read_found(row: &PgRow) -> Result<Option<Found>> {
     };
     let number: i16 = row.try_get("status")?;
     let status = Status::from_number(number)
-        .ok_or_else(|| sqlx::Error::Decode(format!("session {session_id:?} has the unknown status {number}").into()))?;
+        .ok_or_else(|| Error::inconsistent(format!("session {session_id:?} has the unknown status {number}")))?;
     Ok(Some(Found {
         session: Arc::new(Session {
             key: SessionKey(row.try_get("session_key")?),
@@ -157,7 +159,7 @@ pub async fn insert(
     gateway: Option<FeedKey>,
     opened_at: DateTime<Utc>,
 ) -> Result<SessionKey> {
-    sqlx::query_scalar(
+    let key = sqlx::query_scalar(
         "/* sessions.insert */
          insert into sessions (opened_at, status, gateway_key, session_type, session_id, from_id, from_name, from_image)
          values ($1, $2, $3, $4, $5, $6, $7, $8) returning session_key",
@@ -171,8 +173,8 @@ pub async fn insert(
     .bind(&card.from_name)
     .bind(&card.from_image)
     .fetch_one(connection)
-    .await
-    .map(SessionKey)
+    .await?;
+    Ok(SessionKey(key))
 }
 
 /// Gives a session to an agent.
@@ -288,9 +290,9 @@ pub struct QueuedSession {
 /// # Errors
 /// When the database cannot be read.
 pub async fn any_queued(connection: &mut PgConnection) -> Result<bool> {
-    sqlx::query_scalar("/* sessions.any_queued */ select exists (select from sessions where status = 0)")
+    Ok(sqlx::query_scalar("/* sessions.any_queued */ select exists (select from sessions where status = 0)")
         .fetch_one(connection)
-        .await
+        .await?)
 }
 
 /// Lets an agent have what it released: it has said again that it is there.
@@ -388,9 +390,5 @@ fn read_line(row: &PgRow) -> Result<SessionLine> {
 
 /// A statement that must change one row changed another number: the data are not what we think.
 pub(super) fn exactly_one(rows: u64, table: &str) -> Result<()> {
-    if rows == 1 {
-        Ok(())
-    } else {
-        Err(sqlx::Error::Decode(format!("a change of one row of {table} changed {rows}").into()))
-    }
+    if rows == 1 { Ok(()) } else { Err(Error::inconsistent(format!("a change of one row of {table} changed {rows}"))) }
 }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Result, appends::CHANNEL};
+use super::{Error, Result, appends::CHANNEL};
 use crate::domain::{
     caller::{Caller, Role, Subject},
     ids::{FeedId, FeedKey},
@@ -13,9 +13,9 @@ use crate::domain::{
 /// SHA-256 of a token's secret.
 pub type TokenHash = [u8; 32];
 
-/// A token that was found valid when it was read.
+/// A token that was valid when it was read.
 #[derive(Debug, Clone)]
-pub struct Grant {
+pub struct ValidToken {
     pub token_id: Uuid,
     pub caller: Caller,
     pub expires_at: Option<DateTime<Utc>>,
@@ -79,7 +79,7 @@ pub async fn insert(
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn find(connection: &mut PgConnection, hash: &TokenHash) -> Result<Option<Grant>> {
+pub async fn find(connection: &mut PgConnection, hash: &TokenHash) -> Result<Option<ValidToken>> {
     let row: Option<Row> = sqlx::query_as(
         "/* tokens.find */
          select t.token_id, t.role, t.feed_key, f.feed_id, t.expires_at
@@ -89,14 +89,29 @@ pub async fn find(connection: &mut PgConnection, hash: &TokenHash) -> Result<Opt
     .bind(hash.as_slice())
     .fetch_optional(connection)
     .await?;
-    row.map(grant).transpose()
+    row.map(valid_token).transpose()
+}
+
+/// Those of `token_ids` that are valid.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn valid_among(connection: &mut PgConnection, token_ids: &[Uuid]) -> Result<Vec<Uuid>> {
+    Ok(sqlx::query_scalar(
+        "/* tokens.valid_among */
+         select token_id from tokens
+         where token_id = any ($1) and revocation is null and (expires_at is null or expires_at > clock_timestamp())",
+    )
+    .bind(token_ids)
+    .fetch_all(connection)
+    .await?)
 }
 
 /// The valid tokens that were used in the last hour, with their hashes.
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn find_recent(connection: &mut PgConnection, limit: i64) -> Result<Vec<(TokenHash, Grant)>> {
+pub async fn find_recent(connection: &mut PgConnection, limit: i64) -> Result<Vec<(TokenHash, ValidToken)>> {
     type RowWithHash = (Vec<u8>, Uuid, i16, Option<i32>, Option<String>, Option<DateTime<Utc>>);
     let rows: Vec<RowWithHash> = sqlx::query_as(
         "/* tokens.find_recent */
@@ -109,17 +124,17 @@ pub async fn find_recent(connection: &mut PgConnection, limit: i64) -> Result<Ve
     .bind(limit)
     .fetch_all(connection)
     .await?;
-    let known = rows.into_iter().filter_map(|(hash, token_id, role, key, id, expires_at)| {
+    let tokens = rows.into_iter().filter_map(|(hash, token_id, role, key, id, expires_at)| {
         let hash = TokenHash::try_from(hash.as_slice()).ok()?;
-        Some(grant((token_id, role, key, id, expires_at)).map(|grant| (hash, grant)))
+        Some(valid_token((token_id, role, key, id, expires_at)).map(|token| (hash, token)))
     });
-    known.collect()
+    tokens.collect()
 }
 
 /// A token as it is read: id, role, key and id of its subject, when it expires.
 type Row = (Uuid, i16, Option<i32>, Option<String>, Option<DateTime<Utc>>);
 
-fn grant((token_id, number, key, id, expires_at): Row) -> Result<Grant> {
+fn valid_token((token_id, number, key, id, expires_at): Row) -> Result<ValidToken> {
     let subject = match (key, id) {
         (Some(key), Some(id)) => FeedId::parse(&id, "Subject").ok().map(|id| Subject { key: FeedKey(key), id }),
         _ => None,
@@ -129,12 +144,10 @@ fn grant((token_id, number, key, id, expires_at): Row) -> Result<Grant> {
         (Role::Gateway, Some(subject)) => Caller::Gateway(subject),
         (Role::Admin, None) => Caller::Admin,
         _ => {
-            return Err(sqlx::Error::Decode(
-                format!("token {token_id} has a role and a subject that do not fit").into(),
-            ));
+            return Err(Error::inconsistent(format!("token {token_id} has a role and a subject that do not fit")));
         }
     };
-    Ok(Grant { token_id, caller, expires_at })
+    Ok(ValidToken { token_id, caller, expires_at })
 }
 
 /// Revokes a token; false when there is none. Revoking twice is the same as once.
@@ -167,10 +180,10 @@ pub async fn revoke(connection: &mut PgConnection, token_id: Uuid) -> Result<boo
 /// # Errors
 /// When the database cannot be read.
 pub async fn revoked_since(connection: &mut PgConnection, revocations: i64) -> Result<Vec<(Uuid, Vec<u8>)>> {
-    sqlx::query_as("/* tokens.revoked_since */ select token_id, token_hash from tokens where revocation > $1")
+    Ok(sqlx::query_as("/* tokens.revoked_since */ select token_id, token_hash from tokens where revocation > $1")
         .bind(revocations)
         .fetch_all(connection)
-        .await
+        .await?)
 }
 
 /// Notes that tokens were used.
@@ -199,12 +212,12 @@ pub async fn note_uses(connection: &mut PgConnection, token_ids: &[Uuid]) -> Res
 /// # Errors
 /// When the database cannot be read.
 pub async fn any_admin(connection: &mut PgConnection) -> Result<bool> {
-    sqlx::query_scalar(
+    Ok(sqlx::query_scalar(
         "/* tokens.any_admin */
          select exists (select from tokens where role = 3 and revocation is null and (expires_at is null or expires_at > clock_timestamp()))",
     )
     .fetch_one(connection)
-    .await
+    .await?)
 }
 
 /// All tokens, newest first.

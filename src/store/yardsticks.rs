@@ -32,7 +32,7 @@ pub fn pool(url: &str, connections: u32) -> Result<PgPool> {
 /// # Errors
 /// When the server cannot be reached.
 pub async fn connect(url: &str) -> Result<PgConnection> {
-    PgConnection::connect_with(&PgConnectOptions::from_str(url)?.disable_statement_logging()).await
+    Ok(PgConnection::connect_with(&PgConnectOptions::from_str(url)?.disable_statement_logging()).await?)
 }
 
 /// A connection that hears the notifications of [`insert_and_notify`].
@@ -53,7 +53,7 @@ pub async fn create_database(url: &str, name: &str) -> Result<()> {
     let mut connection = connect(url).await?;
     let statement = format!("create database {name} encoding 'UTF8' locale 'C' template template0");
     connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await?;
-    connection.close().await
+    Ok(connection.close().await?)
 }
 
 /// Removes a database of the server of `url`.
@@ -63,7 +63,7 @@ pub async fn create_database(url: &str, name: &str) -> Result<()> {
 pub async fn drop_database(url: &str, name: &str) -> Result<()> {
     let mut connection = connect(url).await?;
     connection.execute(sqlx::raw_sql(AssertSqlSafe(format!("drop database {name} with (force)")))).await?;
-    connection.close().await
+    Ok(connection.close().await?)
 }
 
 /// Makes the tables.
@@ -100,10 +100,10 @@ pub async fn insert_and_notify(connection: &mut PgConnection, body: &str) -> Res
 /// # Errors
 /// When the database refuses it.
 pub async fn insert(connection: &mut PgConnection, body: &str) -> Result<i64> {
-    sqlx::query_scalar("insert into single (feed, body) values (1, $1) returning version")
+    Ok(sqlx::query_scalar("insert into single (feed, body) values (1, $1) returning version")
         .bind(body)
         .fetch_one(connection)
-        .await
+        .await?)
 }
 
 /// Rows in one statement and one transaction, numbered from `first`.
@@ -127,7 +127,7 @@ pub async fn insert_many(connection: &mut PgConnection, first: i64, bodies: &[St
 /// # Errors
 /// When the database cannot be read.
 pub async fn count_many(connection: &mut PgConnection) -> Result<i64> {
-    sqlx::query_scalar("select count(*) from many").fetch_one(connection).await
+    Ok(sqlx::query_scalar("select count(*) from many").fetch_one(connection).await?)
 }
 
 /// Empties the table of [`insert_many`]: its rate is that of a fresh table.
@@ -201,7 +201,7 @@ pub async fn settle(url: &str) -> Result<()> {
     let mut connection = connect(url).await?;
     connection.execute("vacuum (analyze)").await?;
     connection.execute("checkpoint").await?;
-    connection.close().await
+    Ok(connection.close().await?)
 }
 
 /// Leaves the server with so many WAL segments to write over, as one has that has worked for a while. A
@@ -222,7 +222,7 @@ pub async fn make_wal(url: &str, segments: u32) -> Result<()> {
     );
     connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await?;
     connection.execute("checkpoint").await?;
-    connection.close().await
+    Ok(connection.close().await?)
 }
 
 /// Bytes on disk of all tables of the service, with their indexes.
@@ -230,12 +230,12 @@ pub async fn make_wal(url: &str, segments: u32) -> Result<()> {
 /// # Errors
 /// When the database cannot be read.
 pub async fn disk_bytes(connection: &mut PgConnection) -> Result<i64> {
-    sqlx::query_scalar(
+    Ok(sqlx::query_scalar(
         "select sum(pg_total_relation_size(oid))::bigint from pg_class
          where relkind = 'r' and relnamespace = 'public'::regnamespace",
     )
     .fetch_one(connection)
-    .await
+    .await?)
 }
 
 /// Bytes on disk of all databases of the server.
@@ -243,7 +243,7 @@ pub async fn disk_bytes(connection: &mut PgConnection) -> Result<i64> {
 /// # Errors
 /// When the database cannot be read.
 pub async fn server_bytes(connection: &mut PgConnection) -> Result<i64> {
-    sqlx::query_scalar("select sum(pg_database_size(oid))::bigint from pg_database").fetch_one(connection).await
+    Ok(sqlx::query_scalar("select sum(pg_database_size(oid))::bigint from pg_database").fetch_one(connection).await?)
 }
 
 /// What the server keeps in its own memory.
@@ -251,7 +251,7 @@ pub async fn server_bytes(connection: &mut PgConnection) -> Result<i64> {
 /// # Errors
 /// When the database cannot be read.
 pub async fn shared_buffers_bytes(connection: &mut PgConnection) -> Result<i64> {
-    sqlx::query_scalar("select pg_size_bytes(current_setting('shared_buffers'))").fetch_one(connection).await
+    Ok(sqlx::query_scalar("select pg_size_bytes(current_setting('shared_buffers'))").fetch_one(connection).await?)
 }
 
 /// Transactions of the database so far: nearly every statement of the service is one.
@@ -259,9 +259,11 @@ pub async fn shared_buffers_bytes(connection: &mut PgConnection) -> Result<i64> 
 /// # Errors
 /// When the database cannot be read.
 pub async fn transactions(connection: &mut PgConnection) -> Result<i64> {
-    sqlx::query_scalar("select xact_commit + xact_rollback from pg_stat_database where datname = current_database()")
-        .fetch_one(connection)
-        .await
+    Ok(sqlx::query_scalar(
+        "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()",
+    )
+    .fetch_one(connection)
+    .await?)
 }
 
 /// Settings of the server that figures depend on, as (name, value).
@@ -269,11 +271,11 @@ pub async fn transactions(connection: &mut PgConnection) -> Result<i64> {
 /// # Errors
 /// When the database cannot be read.
 pub async fn settings(connection: &mut PgConnection) -> Result<Vec<(String, String)>> {
-    sqlx::query_as(
+    Ok(sqlx::query_as(
         "select name, current_setting(name) from unnest(array['server_version', 'fsync', 'synchronous_commit',
             'full_page_writes', 'wal_sync_method', 'shared_buffers', 'max_wal_size', 'checkpoint_timeout',
             'max_connections', 'autovacuum']) name",
     )
     .fetch_all(connection)
-    .await
+    .await?)
 }

@@ -2,8 +2,11 @@
 
 use std::{future::pending, time::Duration};
 
-use deskfeed::{domain::fault::Fault, store::pool::Db};
-use tokio::{sync::oneshot, time::timeout};
+use deskfeed::{
+    domain::fault::Fault,
+    store::{self, pool::Db},
+};
+use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 
 use crate::support::{desk::page_threads, postgres};
 
@@ -17,10 +20,7 @@ async fn db() -> Db {
 }
 
 async fn read_page(db: &Db) {
-    let page = db.page(|lease| async move {
-        lease.finish();
-        Ok(())
-    });
+    let page = db.page(|reader| async move { Ok(reader.read(async |_| Ok(())).await?) });
     page.await.expect("a page is read");
 }
 
@@ -31,10 +31,13 @@ async fn a_page_that_nobody_waits_for_is_given_up() {
     for _ in 0..2 * READERS {
         let (begun, begins) = oneshot::channel();
         let (held, dropped) = oneshot::channel::<()>();
-        let page = db.page(move |lease| async move {
-            begun.send(()).expect("the test listens");
-            let _held = (lease, held);
-            pending::<Result<(), Fault>>().await
+        let page = db.page(move |reader| async move {
+            let read = reader.read(async move |_| {
+                let _held = held;
+                begun.send(()).expect("the test listens");
+                pending::<store::Result<()>>().await
+            });
+            Ok(read.await?)
         });
         tokio::select! {
             ended = page => panic!("it has ended: {ended:?}"),
@@ -47,11 +50,21 @@ async fn a_page_that_nobody_waits_for_is_given_up() {
 #[tokio::test]
 async fn pages_and_all_else_do_not_wait_for_each_other() {
     let db = db().await;
-    let mut others = Vec::new();
+    let mut others = JoinSet::new();
     for _ in 0..3 {
-        others.push(db.lease().await.expect("a connection"));
+        let (begun, begins) = oneshot::channel();
+        let db = db.clone();
+        others.spawn(async move {
+            let read = db.read(async move |_| {
+                begun.send(()).expect("the test listens");
+                pending::<store::Result<()>>().await
+            });
+            read.await
+        });
+        timeout(PATIENCE, begins).await.expect("it begins").expect("a connection");
     }
-    assert!(matches!(db.lease().await, Err(Fault::Unavailable { .. })), "all else has three");
+    let refused = db.read(async |_| Ok(())).await.expect_err("all else has three");
+    assert!(refused.is_outage(), "{refused}");
     for _ in 0..READERS {
         read_page(&db).await;
     }
@@ -62,7 +75,7 @@ async fn pages_and_all_else_do_not_wait_for_each_other() {
 #[tokio::test]
 async fn a_page_that_panics_is_one_failure() {
     let db = db().await;
-    let page = db.page(|_lease| async { panic!("as the test wants") });
+    let page = db.page(|_reader| async { panic!("as the test wants") });
     let failed: Result<(), Fault> = page.await;
     assert!(matches!(failed, Err(Fault::Internal(_))), "{failed:?}");
     read_page(&db).await;

@@ -180,7 +180,22 @@ async fn agents_and_gateways_share_one_namespace() {
     }
 }
 
-async fn refused(client: &Client) {
+#[tokio::test]
+async fn a_gateway_is_made_as_a_whole_or_not_at_all() {
+    let desk = TestDesk::start().await;
+    let mut holder = desk.sql().await;
+    sqlx::raw_sql("begin; lock table gateways in access exclusive mode").execute(&mut holder).await.expect("the lock");
+    assert_eq!(desk.admin.post("/admin/gateway", json!({"Id": "web"})).await.code(), 50300);
+    sqlx::raw_sql("rollback").execute(&mut holder).await.expect("it is given back");
+    let token = json!({"Role": "gateway", "Subject": "web"});
+    assert_eq!(desk.admin.post("/admin/token", token.clone()).await.code(), 40402);
+    desk.admin.post("/admin/gateway", json!({"Id": "web"})).await.ok();
+    desk.admin.post("/admin/token", token).await.ok();
+    desk.stop().await;
+}
+
+/// Queries until the token is refused.
+pub async fn refused(client: &Client) {
     let until_refused = async {
         loop {
             let answer = client.query("b=now").await;

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     http::server::{self, Bound},
     lifecycle::Lifecycle,
-    store::yardsticks,
+    store::{self, yardsticks},
 };
 
 /// Connections of the naive server to PostgreSQL.
@@ -103,7 +103,7 @@ async fn single(State(pool): State<PgPool>, Json(message): Json<Message>) -> Res
     answer(kept.await)
 }
 
-fn answer(kept: Result<i64, sqlx::Error>) -> Response {
+fn answer(kept: store::Result<i64>) -> Response {
     match kept {
         Ok(version) => Json(json!({"Version": version})).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),

@@ -3,6 +3,9 @@
 
 use std::sync::Arc;
 
+use chrono_tz::Tz;
+use sqlx::PgConnection;
+
 use super::{Answer, Encoded};
 use crate::{
     domain::{
@@ -11,37 +14,49 @@ use crate::{
     },
     live::relay::Live,
     store::{
+        cards::Cards,
         events::{self, Page, Wanted},
-        pool::{Lease, read_deadline},
+        pool::Reader,
     },
 };
 
-/// Before a version, or the newest.
+/// The newest events before a version, or the newest of all.
 pub async fn before(live: &Arc<Live>, wanted: Wanted, before: Option<i64>) -> Result<Answer, Fault> {
-    let of = Arc::clone(live);
-    live.db.page(move |lease| read_before(of, lease, wanted, before.unwrap_or(i64::MAX))).await
+    let (cards, zone) = (live.cards(), live.zone);
+    live.db.page(move |reader| read_before(reader, cards, zone, wanted, before.unwrap_or(i64::MAX))).await
 }
 
-async fn read_before(live: Arc<Live>, mut lease: Lease, wanted: Wanted, before: i64) -> Result<Answer, Fault> {
-    let page = read_deadline(events::read_before(&mut lease, &live.cards(), wanted, before)).await?;
-    lease.finish_unless(page.cut);
-    let list = event::encode_list(page.events().rev(), live.zone, Keep::Last).map_err(Fault::internal)?;
+async fn read_before(reader: Reader, cards: Cards, zone: Tz, wanted: Wanted, before: i64) -> Result<Answer, Fault> {
+    let read =
+        async |connection: &mut PgConnection| Ok((events::read_before(connection, &cards, wanted, before).await?, ()));
+    let (page, ()) = reader.read_page(read).await?;
+    let list = event::encode_list(page.events().rev(), zone, Keep::Last).map_err(Fault::internal)?;
     let more = page.more || list.count < page.versions().len();
     let next = page.versions().take(list.count).last().unwrap_or(0);
     Ok(Answer { events: Encoded::List(list), next, more })
 }
 
-/// After `seen`, of which it decides whether it belongs to this history. The reader asked for what comes
-/// after `asked`.
+/// The events after `seen`, for a reader who asked for what comes after `asked`. Decides whether `seen` belongs to
+/// this history.
 pub async fn after(live: &Arc<Live>, wanted: Wanted, seen: i64, asked: i64) -> Result<Answer, Fault> {
-    let of = Arc::clone(live);
-    live.db.page(move |lease| read_after(of, lease, wanted, seen, asked)).await
+    let (cards, zone) = (live.cards(), live.zone);
+    live.db.page(move |reader| read_after(reader, cards, zone, wanted, seen, asked)).await
 }
 
-async fn read_after(live: Arc<Live>, mut lease: Lease, wanted: Wanted, seen: i64, asked: i64) -> Result<Answer, Fault> {
-    let page = read_deadline(events::read_after(&mut lease, &live.cards(), wanted, seen)).await?;
-    let state = if seen > page.head { Some(read_deadline(events::store_state(&mut lease)).await?) } else { None };
-    lease.finish_unless(page.cut);
+async fn read_after(
+    reader: Reader,
+    cards: Cards,
+    zone: Tz,
+    wanted: Wanted,
+    seen: i64,
+    asked: i64,
+) -> Result<Answer, Fault> {
+    let read = async |connection: &mut PgConnection| {
+        let page = events::read_after(connection, &cards, wanted, seen).await?;
+        let state = if seen > page.head { Some(events::store_state(connection).await?) } else { None };
+        Ok((page, state))
+    };
+    let (page, state) = reader.read_page(read).await?;
     if let Some(state) = state.filter(|state| seen > state.head) {
         return Err(Fault::HistoryUnknown { head: state.head, epoch: state.epoch });
     }
@@ -49,24 +64,24 @@ async fn read_after(live: Arc<Live>, mut lease: Lease, wanted: Wanted, seen: i64
     if asked != 0 && seen < page.oldest - 1 {
         return Err(Fault::HistoryGone { after: seen, oldest: page.oldest });
     }
-    Ok(fitting(&live, &page)?.0)
+    Ok(fitting(&page, zone)?.0)
 }
 
-/// What is not acknowledged, and its versions.
+/// The events that are not acknowledged, and their versions.
 pub async fn unacked(live: &Arc<Live>, wanted: Wanted) -> Result<(Answer, Arc<[i64]>), Fault> {
-    let of = Arc::clone(live);
-    live.db.page(move |lease| read_unacked(of, lease, wanted)).await
+    let (cards, zone) = (live.cards(), live.zone);
+    live.db.page(move |reader| read_unacked(reader, cards, zone, wanted)).await
 }
 
-async fn read_unacked(live: Arc<Live>, mut lease: Lease, wanted: Wanted) -> Result<(Answer, Arc<[i64]>), Fault> {
-    let page = read_deadline(events::read_unacked(&mut lease, &live.cards(), wanted)).await?;
-    lease.finish_unless(page.cut);
-    fitting(&live, &page)
+async fn read_unacked(reader: Reader, cards: Cards, zone: Tz, wanted: Wanted) -> Result<(Answer, Arc<[i64]>), Fault> {
+    let read = async |connection: &mut PgConnection| Ok((events::read_unacked(connection, &cards, wanted).await?, ()));
+    let (page, ()) = reader.read_page(read).await?;
+    fitting(&page, zone)
 }
 
-/// As much of a rising page as fits an answer, and its versions.
-fn fitting(live: &Live, page: &Page) -> Result<(Answer, Arc<[i64]>), Fault> {
-    let list = event::encode_list(page.events(), live.zone, Keep::First).map_err(Fault::internal)?;
+/// As much of an ascending page as fits an answer, and its versions.
+fn fitting(page: &Page, zone: Tz) -> Result<(Answer, Arc<[i64]>), Fault> {
+    let list = event::encode_list(page.events(), zone, Keep::First).map_err(Fault::internal)?;
     let more = page.more || list.count < page.versions().len();
     let versions: Arc<[i64]> = page.versions().take(list.count).collect();
     let next = match versions.last() {

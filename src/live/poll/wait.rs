@@ -9,8 +9,7 @@ use tokio::{
 
 use crate::{
     domain::{cursor::Query, fault::Fault},
-    live::{bulletin::Notice, relay::Live},
-    store::tokens::Grant,
+    live::{bulletin::Notice, relay::Live, tokens::Grant},
 };
 
 /// How a wait ended.
@@ -21,7 +20,7 @@ pub(super) enum Waited {
     Over,
 }
 
-/// The patience of one poll.
+/// How long one poll may wait.
 pub(super) struct Wait<'a> {
     live: &'a Live,
     pub grant: &'a Grant,
@@ -53,7 +52,7 @@ impl<'a> Wait<'a> {
         self.live.bulletin.histories()
     }
 
-    /// Waits for news of the feed, the end of the poll's patience, or a notice.
+    /// Waits for news of the feed, the end of the poll's time, or a notice.
     pub async fn until_woken(&mut self, woken: impl Future<Output = ()>) -> Result<Waited, Fault> {
         let until = self.until;
         self.until_woken_by(woken, until).await
@@ -71,8 +70,13 @@ impl<'a> Wait<'a> {
             () = sleep_until(until) => Waited::Over,
             changed = self.notices.changed() => if changed.is_err() || self.live.bulletin.is_draining() { Waited::Over } else { Waited::Woken },
         };
-        // Whatever woke us: a token that was revoked or has expired meanwhile is told nothing more.
-        self.live.tokens.check(self.grant)?;
+        // A token that was revoked or has expired meanwhile is told nothing more.
+        match waited {
+            Waited::Woken => self.live.tokens.check_parked(self.grant).await?,
+            // The answer tells nothing, so it must not wait for a database that is away, or for the end of a
+            // stop.
+            Waited::Over => self.live.tokens.check_memory(self.grant)?,
+        }
         Ok(waited)
     }
 }

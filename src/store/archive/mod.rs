@@ -15,13 +15,13 @@
 pub mod lines;
 pub mod tables;
 
-use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
 use serde::Deserialize;
 use sqlx::{AssertSqlSafe, PgConnection, postgres::PgCopyIn};
 
 use self::tables::{EVENTS, STORE, TABLES, Table};
 use super::{
-    Result,
+    Error, Result,
     events::{self, StoreState},
 };
 
@@ -86,7 +86,7 @@ async fn copy_out_where<'c>(
         table.name,
         table.order
     );
-    connection.copy_out_raw(&statement).await
+    Ok(connection.copy_out_raw(&statement).await?.map_err(Error::from).boxed())
 }
 
 /// Begins the transaction of an import, and keeps all others from writing.
@@ -133,7 +133,7 @@ pub async fn tables_in_use(connection: &mut PgConnection) -> Result<Vec<&'static
 pub async fn copy_in<'c>(connection: &'c mut PgConnection, table: &Table) -> Result<PgCopyIn<&'c mut PgConnection>> {
     let statement =
         format!("/* archive.copy_in */ copy {} ({}) from stdin (format binary)", table.name, table.column_list());
-    connection.copy_in_raw(&statement).await
+    Ok(connection.copy_in_raw(&statement).await?)
 }
 
 /// Puts what was exported of the row of `store` into the one that is there, and names the history anew.

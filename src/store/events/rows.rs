@@ -13,7 +13,7 @@ use crate::{
         limits,
         message::{ContentType, MessageType, MessageView},
     },
-    store::Result,
+    store::{Error, Result},
 };
 
 /// What a statement gave.
@@ -125,7 +125,7 @@ impl Rows {
         let number: Option<i16> = row.try_get_unchecked(6)?;
         let r#type = number
             .map_or(Some(EventType::Message), EventType::from_number)
-            .ok_or_else(|| sqlx::Error::Decode(format!("event {version} has the unknown type {number:?}").into()))?;
+            .ok_or_else(|| Error::inconsistent(format!("event {version} has the unknown type {number:?}")))?;
         let message = if r#type == EventType::Message {
             let created_at = row.try_get_unchecked(2)?;
             let says = Says::from_number(row.try_get_unchecked(8)?);
@@ -169,12 +169,15 @@ pub(super) enum Order {
 
 /// Takes rows up to `limit`, and no more of them than fit an answer.
 pub(super) async fn take_rows(
-    mut stream: impl Stream<Item = Result<PgRow>> + Unpin,
+    mut stream: impl Stream<Item = sqlx::Result<PgRow>> + Unpin,
     limit: i64,
     order: Order,
 ) -> Result<Rows> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let header = stream.try_next().await?.ok_or(sqlx::Error::RowNotFound)?;
+    let header = stream
+        .try_next()
+        .await?
+        .ok_or_else(|| Error::inconsistent("a statement gave not even the row that it always gives"))?;
     let (head, oldest) = (header.try_get::<Option<i64>, _>(0)?.unwrap_or(0), header.try_get(1)?);
     let mut rows = Rows {
         head,
@@ -201,7 +204,7 @@ pub(super) async fn take_rows(
         // The statements order within and only join without; a plan that mixes them up must not pass.
         let follows = rows.events.last().is_none_or(|last| (event.version > last.version) == (order == Order::Rising));
         if !follows {
-            return Err(sqlx::Error::Decode(format!("event {} comes out of order", event.version).into()));
+            return Err(Error::inconsistent(format!("event {} comes out of order", event.version)));
         }
         rows.events.push(event);
         if rows.contents.len() >= limits::ANSWER_BYTES_MAX {

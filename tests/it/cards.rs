@@ -1,0 +1,72 @@
+//! What a replica caches of sessions and profiles when the history changes under a slow read.
+
+use std::{sync::Arc, time::Duration};
+
+use deskfeed::{
+    domain::ids::{ProfileKey, SessionKey},
+    store::cards::CardCache,
+};
+use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::time::{Instant, timeout};
+
+use crate::support::TestDesk;
+
+const BOUNDED: Duration = Duration::from_secs(20);
+
+async fn run(sql: &mut PgConnection, statements: &str) {
+    sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(sql).await.expect("it is done");
+}
+
+/// A read that has its snapshot and does not come to its end: of the old primary, as it were.
+#[tokio::test]
+async fn a_slow_read_of_an_earlier_history_is_not_cached() {
+    let desk = TestDesk::start().await;
+    desk.agent("ann").await;
+    desk.gateway("web").await.open_to("s1", "ann").await.ok();
+    let mut sql = desk.sql().await;
+    run(
+        &mut sql,
+        "create schema slow;
+         create view slow.sessions as select * from public.sessions where pg_advisory_lock_shared(7)::text is not null;
+         create view slow.profiles as select * from public.profiles where pg_advisory_lock_shared(7)::text is not null",
+    )
+    .await;
+    let session: i64 = sqlx::query_scalar("select session_key from sessions").fetch_one(&mut sql).await.expect("one");
+    let profile: i32 = sqlx::query_scalar("select profile_key from profiles").fetch_one(&mut sql).await.expect("one");
+
+    let cache: Arc<CardCache> = Arc::default();
+    for (sessions, profiles) in [(vec![SessionKey(session)], vec![]), (vec![], vec![ProfileKey(profile)])] {
+        let (mut slow, mut holder) = (desk.sql().await, desk.sql().await);
+        run(&mut slow, "set search_path = slow, public").await;
+        run(&mut holder, "select pg_advisory_lock(7)").await;
+        let reading = tokio::spawn({
+            let (cards, sessions, profiles) = (cache.cards(), sessions.clone(), profiles.clone());
+            async move { cards.load(&mut slow, &sessions, &profiles).await }
+        });
+        let until = Instant::now() + BOUNDED;
+        while !sqlx::query_scalar::<_, bool>("select exists (select from pg_locks where locktype = 'advisory' and not granted and database = (select oid from pg_database where datname = current_database()))")
+            .fetch_one(&mut sql)
+            .await
+            .expect("PostgreSQL answers")
+        {
+            assert!(Instant::now() < until, "the read does not wait");
+        }
+        // The new history gives the same keys to others.
+        run(&mut sql, "update sessions set from_name = 'another'; update profiles set name = 'another'").await;
+        cache.clear(0);
+        run(&mut holder, "select pg_advisory_unlock(7)").await;
+        // It may be refused.
+        drop(timeout(BOUNDED, reading).await.expect("it goes on").expect("no panic"));
+
+        let cards = cache.cards();
+        cards.load(&mut sql, &sessions, &profiles).await.expect("it is read");
+        for key in sessions {
+            assert_eq!(cards.session(key).expect("it is there").from_name.as_deref(), Some("another"));
+        }
+        for key in profiles {
+            assert_eq!(cards.profile(key).expect("it is there").name.as_deref(), Some("another"));
+        }
+        run(&mut sql, "update profiles set name = null").await;
+    }
+    desk.stop().await;
+}
