@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use tokio::{
     runtime::Handle,
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 
@@ -28,13 +28,13 @@ use crate::{
     live::{
         ack_writer::AckWriter,
         activity::{self, Activity},
+        append::{self, notifier},
         freshness::Freshness,
         parked::Parked,
         partitions,
         poll::Polls,
         relay::{self, Live, Relay},
         tokens::Tokens,
-        writer::Writer,
     },
     store::{
         pool::{Db, is_on_this_machine},
@@ -176,8 +176,12 @@ impl Desk {
             tracing::debug!(error = %error, "no tokens were read ahead");
         }
 
-        let (writer, writer_task) = Writer::new(Arc::clone(&live), committed);
-        working.spawn("writer", writer_task.run(working.stopping().clone()));
+        let (heads, notified) = watch::channel(0);
+        working.spawn("notifier", notifier::run(Arc::clone(&live), notified, working.stopping().clone()));
+        let (writer, lanes) = append::lanes(&live, committed, heads);
+        for lane in lanes {
+            working.spawn("append lane", lane.run(working.stopping().clone()));
+        }
         let (acks, ack_task) = AckWriter::new(Arc::clone(&live));
         working.spawn("ack writer", ack_task.run(working.stopping().clone()));
         let activity = Arc::new(Activity::default());

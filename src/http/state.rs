@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     domain::fault::Fault,
-    live::{activity::Activity, poll::Polls, relay::Live, writer::Writer},
+    live::{activity::Activity, append::Writer, poll::Polls, relay::Live},
 };
 
 /// The service, as handlers see it. A clone is one count more.

@@ -8,7 +8,6 @@ use std::{
 };
 
 use moka::sync::Cache;
-use sqlx::PgConnection;
 use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior, interval},
@@ -16,9 +15,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{freshness::Freshness, writer::Writer};
+use super::{append::Writer, freshness::Freshness};
 use crate::{
-    desk::batch::Command,
+    desk::command::Command,
     domain::{caller::Caller, ids::FeedKey, limits},
     store::{self, agents, pool::Db, sessions, tokens},
 };
@@ -170,7 +169,7 @@ pub async fn run(activity: Arc<Activity>, db: Db, freshness: Arc<Freshness>, wri
         if !freshness.is_in_touch() {
             continue;
         }
-        match db.read(may_assign).await {
+        match db.read(sessions::any_queued).await {
             // The writer logs its own failures; the next round tries again.
             Ok(true) => drop(writer.submit(Command::AssignQueued).await),
             Ok(false) => {}
@@ -199,16 +198,4 @@ async fn note(activity: &Activity, db: &Db) -> store::Result<()> {
         activity.put_back(&polls, token_ids);
     }
     noted
-}
-
-/// Whether a session waits and an agent could take one. The writer looks again, under the lock.
-async fn may_assign(connection: &mut PgConnection) -> store::Result<bool> {
-    if !sessions::any_queued(connection).await? {
-        return Ok(false);
-    }
-    match agents::pick_available(connection).await?.as_slice() {
-        [] => Ok(false),
-        [only] => Ok(sessions::next_queued(connection, Some(only.key)).await?.is_some()),
-        _ => Ok(true),
-    }
 }

@@ -1,6 +1,6 @@
 //! Everything that runs or waits: the writers, the relay, the parked polls.
 //!
-//! Life of an append: a request submits to [`writer`], which commits many requests in one
+//! Life of an append: a request submits to [`append`], which commits many requests in one
 //! transaction and answers each after the commit. It hands the new events to the [`relay`], the
 //! only task that moves the [`tail`] on; the relay wakes the feeds that have news through the
 //! [`hub`]. Other processes hear a NOTIFY and scan the table for what is new, once per process.
@@ -12,15 +12,14 @@
 
 pub mod ack_writer;
 pub mod activity;
+pub mod append;
 pub mod bulletin;
 pub mod committed;
 pub mod freshness;
 pub mod hub;
 pub mod parked;
 pub mod partitions;
-pub mod peers;
 pub mod poll;
 pub mod relay;
 pub mod tail;
 pub mod tokens;
-pub mod writer;

@@ -36,6 +36,7 @@ use crate::{
     store::{
         agents,
         events::{self, Wanted},
+        history,
     },
 };
 
@@ -53,6 +54,8 @@ pub struct Answer {
     /// What to pass next: as `a`, or as `b` after a `b` answer.
     pub next: i64,
     pub more: bool,
+    /// The history that the table said it is of; `None` for the tail's, which is this process's.
+    pub epoch: Option<Arc<str>>,
 }
 
 /// The events of an answer, ascending.
@@ -98,9 +101,11 @@ impl Polls {
             Some(feed) => feed,
             None => Box::pin(self.named_feed(query.feed.as_ref())).await?,
         };
-        if let Some(epoch) = query.epoch.as_deref() {
-            Box::pin(self.check_epoch(epoch)).await?;
-        }
+        // What the reader has been given; the database decides whether this history has it, too.
+        let epoch = match query.epoch.as_deref() {
+            Some(epoch) => Box::pin(self.check_epoch(epoch, given_up_to(query.cursor))).await?,
+            None => self.live.bulletin.epoch(),
+        };
         // An admin has no feed, so nothing of an admin's can be acknowledged.
         if let Some(subject) = grant.caller.subject().filter(|_| !query.acks.is_empty()) {
             Box::pin(self.acks.record(subject.key, std::mem::take(&mut query.acks))).await?;
@@ -117,8 +122,8 @@ impl Polls {
         // Now the relay knows of this poll, and the poll hears of revocations: it may have been revoked before.
         self.live.tokens.check(grant).await?;
         match query.cursor {
-            Cursor::After(from) => self.after(wanted, from, &mut wait).await,
-            _ => self.unacked(wanted, &mut wait).await,
+            Cursor::After(from) => self.after(wanted, from, epoch, &mut wait).await,
+            _ => self.unacked(wanted, epoch, &mut wait).await,
         }
     }
 
@@ -158,20 +163,31 @@ impl Polls {
         found.map(|(key, _)| key).ok_or_else(|| Fault::NoSuchAgent(feed.to_string()))
     }
 
-    /// Asks the table: what this replica remembers may be out of date.
-    async fn check_epoch(&self, epoch: &str) -> Result<(), Fault> {
-        let state = self.live.db.read(events::store_state).await?;
-        if epoch == state.epoch { Ok(()) } else { Err(Fault::HistoryUnknown { head: state.head, epoch: state.epoch }) }
+    /// Whether a reader who was given everything up to `version` in the history `epoch` can go on. Returns the
+    /// present history. Asks the database: what this replica knows may be out of date.
+    async fn check_epoch(&self, epoch: &str, version: i64) -> Result<Arc<str>, Fault> {
+        let (lineage, head) = self.live.db.read(history::lineage).await?;
+        if lineage.continues(epoch, version) {
+            Ok(Arc::from(lineage.epoch()))
+        } else {
+            Err(Fault::HistoryUnknown { head, epoch: lineage.epoch().to_owned() })
+        }
     }
 
     /// History: never waits.
     async fn before(&self, wanted: Wanted, before: Option<i64>) -> Result<Reply, Fault> {
-        let epoch = self.live.bulletin.epoch();
-        Ok(Reply { answer: table::before(&self.live, wanted, before).await?, epoch })
+        let answer = table::before(&self.live, wanted, before).await?;
+        Ok(reply(answer, &self.live.bulletin.epoch()))
     }
 
     /// Events after a version.
-    async fn after(&self, wanted: Wanted, from: From, wait: &mut Wait<'_>) -> Result<Reply, Fault> {
+    async fn after(
+        &self,
+        wanted: Wanted,
+        from: From,
+        mut epoch: Arc<str>,
+        wait: &mut Wait<'_>,
+    ) -> Result<Reply, Fault> {
         let after = match from {
             From::Version(version) => version,
             _ => Box::pin(self.resolve(from)).await?,
@@ -187,27 +203,34 @@ impl Polls {
             let watch = self.live.hub.watch(wanted.feed);
             let mut woken = pin!(watch.woken());
             woken.as_mut().enable();
-            let (histories, epoch) = (wait.histories(), wait.epoch());
+            let histories = wait.histories();
+            if wait.epoch() != epoch {
+                epoch = Box::pin(self.check_epoch(&epoch, seen)).await?;
+                confirmed = false;
+            }
             let found = match self.look(wanted, seen) {
+                // The tail holds this process's history: what it is now may be another than a moment ago.
+                _ if wait.histories() != histories => continue,
                 Look::Found(slice) if slice.more || slice.head >= owed && !wait.is_over() => Some(from_slice(slice)),
                 Look::TooNew if confirmed && !wait.is_over() => None,
                 // The table has the last word on what is there now, and on what the tail does not cover.
                 _ => Some(Box::pin(table::after(&self.live, wanted, seen, after)).await?),
             };
             if let Some(found) = found {
+                if let Some(read) = found.epoch.as_ref().filter(|read| **read != epoch) {
+                    Box::pin(self.check_epoch(&epoch, seen)).await?;
+                    epoch = Arc::clone(read);
+                }
                 confirmed = true;
                 seen = seen.max(found.next);
                 if !found.events.is_empty() || wait.is_over() {
-                    return Ok(Reply { answer: Answer { next: seen, ..found }, epoch });
+                    return Ok(reply(Answer { next: seen, ..found }, &epoch));
                 }
             }
             if let Waited::Over = wait.until_woken(woken).await? {
-                return Ok(Reply { answer: nothing(seen), epoch });
+                return Ok(reply(nothing(seen), &epoch));
             }
             if wait.histories() != histories {
-                if let Some(epoch) = wait.given_epoch {
-                    Box::pin(self.check_epoch(epoch)).await?;
-                }
                 confirmed = false;
             }
         }
@@ -242,7 +265,7 @@ impl Polls {
     }
 
     /// What was not acknowledged.
-    async fn unacked(&self, wanted: Wanted, wait: &mut Wait<'_>) -> Result<Reply, Fault> {
+    async fn unacked(&self, wanted: Wanted, mut epoch: Arc<str>, wait: &mut Wait<'_>) -> Result<Reply, Fault> {
         let token_id = wait.grant.token_id;
         let mut held = false;
         // Up to here everything is acknowledged, as far as the table has told.
@@ -251,10 +274,15 @@ impl Polls {
             let watch = self.live.hub.watch(wanted.feed);
             let mut woken = pin!(watch.woken());
             woken.as_mut().enable();
-            let (histories, epoch) = (wait.histories(), wait.epoch());
+            let histories = wait.histories();
+            if wait.epoch() != epoch {
+                epoch = Box::pin(self.check_epoch(&epoch, seen.unwrap_or(0))).await?;
+                seen = None;
+            }
             // All before `seen` was acknowledged when we looked, so what is not lies after it.
             let look = seen.map(|seen| self.look(wanted, seen));
             let (found, versions) = match look {
+                Some(_) if wait.histories() != histories => continue,
                 Some(Look::Found(slice)) if !slice.events.is_empty() || !wait.is_over() => {
                     let versions: Arc<[i64]> = slice.events.iter().map(|event| event.version).collect();
                     (from_slice(slice), versions)
@@ -264,11 +292,11 @@ impl Polls {
             };
             if found.events.is_empty() {
                 if wait.is_over() {
-                    return Ok(Reply { answer: found, epoch });
+                    return Ok(reply(found, &epoch));
                 }
                 seen = Some(seen.unwrap_or(0).max(found.next));
                 if let Waited::Over = wait.until_woken(woken).await? {
-                    return Ok(Reply { answer: nothing(seen.unwrap_or(0)), epoch });
+                    return Ok(reply(nothing(seen.unwrap_or(0)), &epoch));
                 }
             } else if !held && !wait.is_over() && self.was_just_given(token_id, &versions) {
                 held = true;
@@ -276,12 +304,9 @@ impl Polls {
                 seen = None;
             } else {
                 self.given.insert(token_id, versions);
-                return Ok(Reply { answer: found, epoch });
+                return Ok(reply(found, &epoch));
             }
             if wait.histories() != histories {
-                if let Some(epoch) = wait.given_epoch {
-                    Box::pin(self.check_epoch(epoch)).await?;
-                }
                 seen = None;
             }
         }
@@ -305,8 +330,22 @@ fn own_feed(caller: &Caller, named: Option<&FeedId>) -> Result<Option<FeedKey>, 
     }
 }
 
+/// Up to which version a reader with this cursor was given everything, as far as it says.
+fn given_up_to(cursor: Cursor) -> i64 {
+    match cursor {
+        Cursor::After(From::Version(version)) => version,
+        Cursor::Before(Some(version)) => version - 1,
+        Cursor::After(From::Now | From::Time(_)) | Cursor::Before(None) | Cursor::Unacked => 0,
+    }
+}
+
+fn reply(answer: Answer, epoch: &Arc<str>) -> Reply {
+    let epoch = Arc::clone(answer.epoch.as_ref().unwrap_or(epoch));
+    Reply { answer, epoch }
+}
+
 fn nothing(next: i64) -> Answer {
-    Answer { events: Encoded::Each(Vec::new()), next, more: false }
+    Answer { events: Encoded::Each(Vec::new()), next, more: false, epoch: None }
 }
 
 fn from_slice(slice: Slice) -> Answer {
@@ -315,5 +354,5 @@ fn from_slice(slice: Slice) -> Answer {
         _ => slice.head,
     };
     let events = Encoded::Each(slice.events.into_iter().map(|event| event.json).collect());
-    Answer { events, next, more: slice.more }
+    Answer { events, next, more: slice.more, epoch: None }
 }

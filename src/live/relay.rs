@@ -12,10 +12,10 @@
 //! Nothing is told from memory when the last look is long ago ([`Freshness::is_in_touch`]).
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -24,9 +24,10 @@ use chrono_tz::Tz;
 use sqlx::PgConnection;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{
     bulletin::Bulletin,
@@ -34,7 +35,6 @@ use super::{
     freshness::Freshness,
     hub::Hub,
     parked::Parked,
-    peers::{Heard, Peers},
     tail::{Encoded, Tail},
     tokens::Tokens,
 };
@@ -45,10 +45,10 @@ use crate::{
         limits,
     },
     store::{
-        Error, Result, appends,
+        Error, Result,
         cards::{CardCache, Cards},
         erasures, events,
-        listener::{self, Listener},
+        listener::Listener,
         pool::{Db, Purpose, deadline, read_deadline},
     },
 };
@@ -66,9 +66,10 @@ pub struct Live {
     pub freshness: Arc<Freshness>,
     committed: CommittedHead,
     listener_generation: AtomicU64,
-    pub peers: Peers,
-    /// Whether the relay is to notify this process, and all others, with its next look.
-    must_ping: AtomicBool,
+    /// Tells what this process has notified from what others have.
+    pub sender: u64,
+    /// Asks for a notification without a cause: whoever begins to listen wants to hear one.
+    pub must_notify: Notify,
     look: Notify,
 }
 
@@ -86,8 +87,8 @@ impl Live {
             freshness,
             committed: CommittedHead::default(),
             listener_generation: AtomicU64::new(0),
-            peers: Peers::default(),
-            must_ping: AtomicBool::new(false),
+            sender: Uuid::new_v4().as_u64_pair().0,
+            must_notify: Notify::new(),
             look: Notify::new(),
         }
     }
@@ -145,11 +146,15 @@ pub struct Basis {
     erasures: i64,
 }
 
-/// What this process's writer committed.
+/// What this process has committed.
 pub struct Committed {
     /// Taken before anything of it was decided.
     pub basis: Basis,
-    /// The events as readers are shown them, if it knows.
+    /// The history that it was appended to.
+    pub epoch: Arc<str>,
+    /// The newest version before it.
+    pub head: i64,
+    /// The events as readers are shown them, if that is known.
     pub events: Option<Vec<Event>>,
 }
 
@@ -161,26 +166,58 @@ pub struct Relay {
     pub first_look: Option<oneshot::Sender<()>>,
 }
 
+/// When the relay looks at the table.
+struct Pace {
+    /// `None`: with the next turn of the timer.
+    due: Option<Instant>,
+    /// Not before: looks may take a part of the time only.
+    not_before: Instant,
+    /// Events of our own that are ahead of the tail, by the head before them.
+    ahead: BTreeMap<i64, Committed>,
+}
+
+impl Pace {
+    /// Looks soon.
+    fn want(&mut self, at: Instant) {
+        let at = at.max(self.not_before);
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+}
+
 impl Relay {
     /// Runs until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut connection: Option<PgConnection> = None;
         let mut sweep = interval(Duration::from_millis(limits::SWEEP_MS));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut pinged = Instant::now();
+        let mut pace = Pace { due: None, not_before: Instant::now(), ahead: BTreeMap::new() };
         let mut answers = false;
         loop {
-            let taken = tokio::select! {
+            let due = pace.due;
+            tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
-                Some(committed) = self.committed.recv() => self.take(&committed),
-                () = self.live.look.notified() => false,
-                _ = sweep.tick() => false,
-            };
-            if taken {
-                continue;
+                Some(committed) = self.committed.recv() => {
+                    self.take(committed, &mut pace);
+                    continue;
+                }
+                _ = sweep.tick() => {}
+                () = self.live.look.notified() => {
+                    pace.want(Instant::now());
+                    if pace.due.is_some_and(|due| due > Instant::now()) {
+                        continue;
+                    }
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
-            match self.look(&mut connection, &mut pinged).await {
+            pace.due = None;
+            let began = Instant::now();
+            let looked = self.look(&mut connection).await;
+            pace.not_before = Instant::now() + began.elapsed() * limits::RELAY_REST;
+            match looked {
                 Ok(()) => {
+                    pace.ahead = pace.ahead.split_off(&self.live.tail.head());
+                    self.take_ahead(&mut pace);
                     if let Some(first_look) = self.first_look.take() {
                         // A start that was given up does not wait for it.
                         let _ = first_look.send(());
@@ -191,6 +228,7 @@ impl Relay {
                 }
                 Err(error) => {
                     connection = None;
+                    pace.ahead.clear();
                     self.live.db.doubt();
                     if std::mem::replace(&mut answers, false) {
                         tracing::warn!(error = %error, "PostgreSQL does not answer; parked polls wait, other requests are answered 50300 until it does");
@@ -202,15 +240,53 @@ impl Relay {
         }
     }
 
-    /// Takes events that our own writer committed. False when a look at the table is needed.
-    fn take(&self, committed: &Committed) -> bool {
-        let Some(events) = &committed.events else { return false };
-        if committed.basis != self.live.basis() {
-            return false;
+    /// Takes what this process has committed. What does not follow the tail waits for what is between: another
+    /// append of ours, which comes at once, or another process's, for which it takes a look.
+    fn take(&self, committed: Committed, pace: &mut Pace) {
+        let tail_head = self.live.tail.head();
+        // Another history than the one that this process knows: to look is how it gets to know it.
+        let is_current = committed.basis == self.live.basis() && committed.epoch == self.live.bulletin.epoch();
+        if committed.events.is_none() || !is_current {
+            pace.want(Instant::now());
+        } else if committed.head > tail_head {
+            pace.want(Instant::now() + Duration::from_millis(limits::RELAY_REORDER_MS));
+            if pace.ahead.len() < limits::RELAY_AHEAD_MAX {
+                pace.ahead.insert(committed.head, committed);
+            }
+        } else {
+            if !self.add_committed(&committed, tail_head) {
+                pace.want(Instant::now());
+            }
+            self.take_ahead(pace);
         }
-        let seen_already = events.last().is_some_and(|event| event.version <= self.live.tail.head());
-        let encode = || self.live.encode(events.iter().map(Event::shown), events.iter().map(|event| event.feed));
-        seen_already || encode().is_ok_and(|encoded| self.add(encoded))
+    }
+
+    /// Takes what follows the tail by now.
+    fn take_ahead(&self, pace: &mut Pace) {
+        while let Some(next) = pace.ahead.first_entry()
+            && *next.key() <= self.live.tail.head()
+        {
+            let committed = next.remove();
+            if committed.basis != self.live.basis() || !self.add_committed(&committed, self.live.tail.head()) {
+                pace.want(Instant::now());
+            }
+        }
+        if pace.ahead.is_empty() && pace.due.is_some_and(|due| due > Instant::now()) {
+            // What it was to look for has come.
+            pace.due = None;
+        }
+    }
+
+    /// Adds events of which some may be in the tail already. False when they do not follow it.
+    fn add_committed(&self, committed: &Committed, tail_head: i64) -> bool {
+        let Some(events) = &committed.events else { return false };
+        let seen = events.partition_point(|event| event.version <= tail_head);
+        let new = &events[seen..];
+        if new.is_empty() {
+            return true;
+        }
+        let encoded = self.live.encode(new.iter().map(Event::shown), new.iter().map(|event| event.feed));
+        encoded.is_ok_and(|encoded| self.add(encoded))
     }
 
     fn add(&self, events: Vec<Encoded>) -> bool {
@@ -222,23 +298,13 @@ impl Relay {
         true
     }
 
-    async fn look(&self, connection: &mut Option<PgConnection>, pinged: &mut Instant) -> Result<()> {
+    async fn look(&self, connection: &mut Option<PgConnection>) -> Result<()> {
         let is_new = connection.is_none();
         let connection = match connection {
             Some(connection) => connection,
-            None => {
-                let mut made = self.live.db.connect(Purpose::Reads).await?;
-                self.live.peers.set_relay(read_deadline(appends::backend(&mut made)).await?.pid);
-                connection.insert(made)
-            }
+            None => connection.insert(self.live.db.connect(Purpose::Reads).await?),
         };
-        read_deadline(self.look_with(connection, is_new)).await?;
-        let is_due = pinged.elapsed() >= Duration::from_millis(limits::LISTENER_PING_MS);
-        if self.live.must_ping.swap(false, Ordering::AcqRel) || is_due {
-            *pinged = Instant::now();
-            read_deadline(listener::ping(connection)).await?;
-        }
-        Ok(())
+        read_deadline(self.look_with(connection, is_new)).await
     }
 
     async fn look_with(&self, connection: &mut PgConnection, is_new: bool) -> Result<()> {
@@ -250,6 +316,8 @@ impl Relay {
         let state = deadline(limits::RELAY_LOOK_MS, events::store_state(connection)).await?;
         let tail_start = (state.head - limits::TAIL_PRELOAD_EVENTS).max(state.oldest - 1);
         let is_other_history = *live.bulletin.epoch() != *state.epoch || state.head < tail_head;
+        // A promoted standby continues a prefix of the history before; what it shares stays true.
+        let has_lost = state.head < tail_head || (is_other_history && state.begins_at <= tail_head);
         // After a failover a store may have revoked as many tokens as before, and others.
         let were_revoked = if is_new || is_other_history {
             live.tokens.begin_generation(connection, state.revocations, &live.parked).await?
@@ -258,11 +326,13 @@ impl Relay {
         };
         if is_other_history {
             if tail_head > 0 {
-                tracing::warn!(head = state.head, known = tail_head, epoch = %state.epoch, "the database holds another history than before; readers are told");
+                tracing::warn!(head = state.head, known = tail_head, begins_at = state.begins_at, epoch = %state.epoch, "the database holds another history than before; readers who are ahead of what was kept are told");
             }
             live.db.replace_connections();
             live.cards.clear(state.erasures);
-            live.tail.reset(tail_start);
+            if has_lost || tail_head == 0 {
+                live.tail.reset(tail_start);
+            }
         } else if state.erasures != live.cards.erasures() {
             let sessions = erasures::sessions_since(connection, live.cards.erasures()).await?;
             live.cards.take_erasures(connection, state.erasures, &sessions).await?;
@@ -315,15 +385,13 @@ pub async fn listen(live: Arc<Live>, stop: CancellationToken) {
                 if generation > 1 {
                     metrics::counter!("deskfeed_listener_reconnects_total").increment(1);
                 }
-                live.peers.start_listening();
-                // What was told before this connection is lost: look. And let the others know that we listen.
-                live.must_ping.store(true, Ordering::Release);
+                // What was notified before this connection is lost: look. And prove that it hears.
+                live.must_notify.notify_one();
                 live.hint();
                 let error = tokio::select! {
                     () = stop.cancelled() => return,
                     error = hear_all(&live, &mut listener) => error,
                 };
-                live.peers.stop_listening();
                 tracing::warn!(error = %error, "the LISTEN connection is lost; connecting anew (polls go on, at the pace of the sweep)");
             }
             Err(error) => tracing::debug!(error = %error, "no LISTEN connection"),
@@ -338,12 +406,14 @@ pub async fn listen(live: Arc<Live>, stop: CancellationToken) {
 async fn hear_all(live: &Live, listener: &mut Listener) -> Error {
     loop {
         match listener.hear().await {
-            // What our own writer appends it hands over itself, and a head that we have is no news;
-            // anything else, even rubbish, is a cause to look.
-            Ok((text, pid)) => {
-                let is_own = live.peers.hear(pid) == Heard::OurWriter;
-                let known = text == "ping" || text.parse::<i64>().is_ok_and(|head| is_own || head <= live.tail.head());
-                if !known {
+            // What this process has appended is handed over without a notification, and a head that is in the tail
+            // is no news; anything else, even rubbish, is a cause to look.
+            Ok(text) => {
+                let is_known = text.split_once(' ').is_some_and(|(head, sender)| {
+                    let is_own = u64::from_str_radix(sender, 16).is_ok_and(|sender| sender == live.sender);
+                    is_own || head.parse::<i64>().is_ok_and(|head| head <= live.tail.head())
+                });
+                if !is_known {
                     live.hint();
                 }
             }

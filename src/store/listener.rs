@@ -56,16 +56,14 @@ impl Listener {
         .await
     }
 
-    /// The next notification's text, and the server's process that gave it.
+    /// The next notification's text.
     ///
     /// # Errors
     /// When the connection is lost or has been silent for [`limits::LISTENER_SILENT_MS`], although
     /// the process notifies itself more often than that. Drop the listener then.
-    pub async fn hear(&mut self) -> Result<(String, i32)> {
+    pub async fn hear(&mut self) -> Result<String> {
         match tokio::time::timeout(Duration::from_millis(limits::LISTENER_SILENT_MS), self.inner.try_recv()).await {
-            Ok(Ok(Some(notification))) => {
-                Ok((notification.payload().to_owned(), i32::try_from(notification.process_id()).unwrap_or(0)))
-            }
+            Ok(Ok(Some(notification))) => Ok(notification.payload().to_owned()),
             Ok(Ok(None)) => Err(Error::Away("the LISTEN connection was lost")),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Err(Error::Timeout(limits::LISTENER_SILENT_MS)),
@@ -91,13 +89,4 @@ pub async fn round_trip(db: &Db) -> Result<Duration> {
     })
     .await?;
     Ok(began.elapsed())
-}
-
-/// Notifies every process, this one too: proves the LISTEN connections.
-///
-/// # Errors
-/// When the server cannot be reached.
-pub async fn ping(connection: &mut sqlx::PgConnection) -> Result<()> {
-    sqlx::query("/* listener.ping */ select pg_notify($1, 'ping')").bind(CHANNEL).execute(connection).await?;
-    Ok(())
 }

@@ -33,7 +33,7 @@ async fn read_before(reader: Reader, cards: Cards, zone: Tz, wanted: Wanted, bef
     let list = event::encode_list(page.events().rev(), zone, Keep::Last).map_err(Fault::internal)?;
     let more = page.more || list.count < page.versions().len();
     let next = page.versions().take(list.count).last().unwrap_or(0);
-    Ok(Answer { events: Encoded::List(list), next, more })
+    Ok(Answer { events: Encoded::List(list), next, more, epoch: Some(Arc::from(page.epoch)) })
 }
 
 /// The events after `seen`, for a reader who asked for what comes after `asked`. Decides whether `seen` belongs to
@@ -88,5 +88,6 @@ fn fitting(page: &Page, zone: Tz) -> Result<(Answer, Arc<[i64]>), Fault> {
         Some(last) if more => *last,
         _ => page.head,
     };
-    Ok((Answer { events: Encoded::List(list), next, more }, versions))
+    let epoch = Some(Arc::from(page.epoch.as_str()));
+    Ok((Answer { events: Encoded::List(list), next, more, epoch }, versions))
 }

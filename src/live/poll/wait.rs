@@ -24,7 +24,6 @@ pub(super) enum Waited {
 pub(super) struct Wait<'a> {
     live: &'a Live,
     pub grant: &'a Grant,
-    pub given_epoch: Option<&'a str>,
     notices: watch::Receiver<Notice>,
     until: Instant,
     none: bool,
@@ -37,7 +36,7 @@ impl<'a> Wait<'a> {
         let until = Instant::now() + Duration::from_secs(query.wait_s).mul_f64(part);
         let mut notices = live.bulletin.subscribe();
         notices.mark_unchanged();
-        Self { live, grant, given_epoch: query.epoch.as_deref(), notices, until, none: query.wait_s == 0 }
+        Self { live, grant, notices, until, none: query.wait_s == 0 }
     }
 
     pub fn is_over(&self) -> bool {

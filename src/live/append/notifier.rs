@@ -1,0 +1,54 @@
+//! Notifies other processes of what was appended, in transactions of its own: NOTIFY takes a lock of the whole
+//! cluster until the end of its commit, so within an append it would make all of them wait for the flush, or for a
+//! standby. Nobody waits for a notification, and under load one stands for many appends.
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::PgConnection;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    domain::limits,
+    live::relay::Live,
+    store::{
+        appends,
+        pool::{Purpose, read_deadline},
+    },
+};
+
+/// Notifies of the newest version of `heads`, and now and then without a cause, which proves the LISTEN connections of
+/// all processes; until `stop`.
+pub async fn run(live: Arc<Live>, mut heads: watch::Receiver<i64>, stop: CancellationToken) {
+    let mut connection: Option<PgConnection> = None;
+    let mut ping_at = Instant::now();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = heads.changed() => if changed.is_err() { return },
+            () = live.must_notify.notified() => {}
+            () = sleep_until(ping_at) => {}
+        }
+        ping_at = Instant::now() + Duration::from_millis(limits::LISTENER_PING_MS);
+        let head = *heads.borrow_and_update();
+        let notified = read_deadline(async {
+            let connection = match &mut connection {
+                Some(connection) => connection,
+                None => connection.insert(live.db.connect(Purpose::Notifies).await?),
+            };
+            appends::notify(connection, head, live.sender).await
+        });
+        if let Err(error) = notified.await {
+            // Other processes find what is new with their next look.
+            tracing::debug!(error = %error, "other processes were not notified");
+            connection = None;
+            if timeout(Duration::from_millis(limits::SWEEP_MS), stop.cancelled()).await.is_ok() {
+                return;
+            }
+        }
+        sleep(Duration::from_millis(limits::NOTIFY_PAUSE_MS)).await;
+    }
+}
