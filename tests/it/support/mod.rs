@@ -3,6 +3,7 @@
 pub mod client;
 pub mod db_proxy;
 pub mod desk;
+pub mod pg_frames;
 pub mod postgres;
 pub mod process;
 pub mod random;
