@@ -40,5 +40,6 @@ mod seed_flows;
 mod send;
 mod session;
 mod sizes;
+mod standby;
 mod support;
 mod tokens;
