@@ -9,7 +9,7 @@ use crate::support::{
     Client,
     client::Reply,
     cluster::{Cluster, End, Server},
-    steps::{IN_THE_END, USUAL, are_parked, joined, posting, querying, read, repeated, within},
+    steps::{IN_THE_END, USUAL, are_parked, joined, polling, posting, read, repeated, within},
 };
 
 /// A synchronous standby that is there at first, and a service on its primary.
@@ -33,11 +33,12 @@ fn is_refused(what: &str, reply: &Reply) {
 async fn nothing_is_acknowledged_or_told_before_it_is_replicated() {
     let (scene, primary, standby) = replicated(&["--polls-per-token", "1"]).await;
     let [web, web_there] = scene.at_each(&scene.web);
+    web.open_to("s0", "ann").await.ok();
     let parked = scene.desk.token("agent", "ann").await;
     let parked = scene.at_each(&parked);
-    let polls = [querying(&parked[0], "a=3&wait=60".to_owned()), querying(&parked[1], "a=3&wait=60".to_owned())];
-    are_parked(&parked[0]).await;
-    are_parked(&parked[1]).await;
+    let polls = [polling(&parked[0], "a=5&wait=60".to_owned()), polling(&parked[1], "a=5&wait=60".to_owned())];
+    are_parked(&parked[0], &polls).await;
+    are_parked(&parked[1], &polls).await;
     standby.stop(End::AtOnce).await;
 
     let sent = posting(&web, "/message/send", message("m1"));
@@ -47,7 +48,7 @@ async fn nothing_is_acknowledged_or_told_before_it_is_replicated() {
         ("a send at the same replica", posting(&web, "/message/send", message("m2"))),
         ("a send at the other", posting(&web_there, "/message/send", message("m3"))),
         ("an open", posting(&web_there, "/session/open", json!({"SessionId": "s2", "FromId": "c", "ToId": "ann"}))),
-        ("a close", posting(&scene.ann, "/session/close", json!({"SessionId": "s1"}))),
+        ("a close", posting(&scene.ann, "/session/close", json!({"SessionId": "s0"}))),
     ];
     is_refused("the send", &joined("the send is answered", USUAL, sent).await);
     for (what, task) in others {
@@ -65,7 +66,7 @@ async fn nothing_is_acknowledged_or_told_before_it_is_replicated() {
     let first = again["Version"].as_i64().expect("a version");
     for poll in polls {
         let told = joined("the parked reader is told", USUAL, poll).await;
-        assert_eq!(told.versions()[0], 4, "{}", told.text);
+        assert_eq!(told.versions()[0], 6, "{}", told.text);
     }
     for id in ["m1", "m2", "m3"] {
         let version = repeated(id, &web, "/message/send", &message(id)).await["Version"].clone();

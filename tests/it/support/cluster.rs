@@ -277,13 +277,14 @@ impl Server {
         }
     }
 
-    /// Waits until this many backends wait for a standby; gives their numbers.
+    /// Waits until this many backends wait for a standby; gives their numbers. Notes of who polled and which token
+    /// was used, which nobody waits for, do not count.
     pub async fn has_sync_waiters(&self, count: usize) -> Vec<i32> {
         let mut connection = self.sql().await;
         let until = Instant::now() + BOUNDED;
         loop {
             let waiting: Vec<i32> =
-                sqlx::query_scalar("select pid from pg_stat_activity where wait_event = 'SyncRep' order by pid")
+                sqlx::query_scalar("select pid from pg_stat_activity where wait_event = 'SyncRep' and query not like '%.note\\_%' order by pid")
                     .fetch_all(&mut connection)
                     .await
                     .expect("PostgreSQL answers");

@@ -42,10 +42,18 @@ pub fn posting(client: &Client, path: &str, body: Value) -> JoinHandle<Reply> {
     tokio::spawn(async move { client.post(&path, body).await })
 }
 
-/// A query in a task of its own.
-pub fn querying(client: &Client, parameters: String) -> JoinHandle<Reply> {
+/// A poll in a task of its own; again while its token has as many open as it may.
+pub fn polling(client: &Client, parameters: String) -> JoinHandle<Reply> {
     let client = client.clone();
-    tokio::spawn(async move { client.query(&parameters).await })
+    tokio::spawn(async move {
+        loop {
+            let reply = client.query(&parameters).await;
+            if reply.status != 429 {
+                return reply;
+            }
+            sleep(LOOK).await;
+        }
+    })
 }
 
 /// Repeats a request until it is answered with 200, as a client does: only 50300 may come before.
@@ -76,6 +84,10 @@ pub async fn read(what: &str, client: &Client, parameters: &str) -> Reply {
 }
 
 /// Waits until a reader has as many polls open at its replica as its token may have.
-pub async fn are_parked(reader: &Client) {
-    until("the polls are parked", async || reader.query("a=0&wait=0").await.status == 429).await;
+pub async fn are_parked(reader: &Client, polls: &[JoinHandle<Reply>]) {
+    until("the polls are parked", async || {
+        assert!(polls.iter().all(|poll| !poll.is_finished()), "a poll is over that was to be parked");
+        reader.query("a=0&wait=0").await.status == 429
+    })
+    .await;
 }
