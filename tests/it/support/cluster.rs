@@ -130,12 +130,6 @@ impl Server {
         }
     }
 
-    /// Runs a statement that answers nothing.
-    pub async fn run(&self, sql: &str) {
-        let mut connection = self.sql().await;
-        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.expect(sql);
-    }
-
     /// Makes a copy of a server that runs. Its settings are to be written next.
     async fn copy_from(&self, of: &Self) {
         let mut backup = self.command("pg_basebackup");

@@ -75,16 +75,13 @@ pub enum Fate {
 pub struct Meeting {
     unit: Unit,
     decision: watch::Sender<Option<Fate>>,
+    /// Whether the server has answered in full.
+    answered: watch::Sender<bool>,
     /// Whether the request is over: answered by the server, thrown away, or its connection has ended.
     over: watch::Sender<bool>,
 }
 
 impl Meeting {
-    /// Whether the request holds these bytes.
-    pub fn contains(&self, text: &str) -> bool {
-        self.position(text).is_some()
-    }
-
     /// Where the request holds these bytes.
     pub fn position(&self, text: &str) -> Option<usize> {
         self.unit.bytes().windows(text.len()).position(|window| window == text.as_bytes())
@@ -101,9 +98,12 @@ impl Meeting {
 
     /// Waits until the request is over: the server has answered it or will never see it.
     pub async fn is_over(&self) {
-        let mut over = self.over.subscribe();
-        let waited = timeout(BOUNDED, over.wait_for(|over| *over)).await;
-        waited.expect("a request that was let go is over in time").expect("the meeting lives");
+        becomes_true("a request that was let go is over", &self.over).await;
+    }
+
+    /// Waits until the server has answered it, whether or not the client is given the answer.
+    pub async fn is_answered(&self) {
+        becomes_true("a request is answered", &self.answered).await;
     }
 }
 
@@ -280,6 +280,12 @@ impl DbProxy {
     }
 }
 
+async fn becomes_true(what: &str, flag: &watch::Sender<bool>) {
+    let mut flag = flag.subscribe();
+    let waited = timeout(BOUNDED, flag.wait_for(|is_true| *is_true)).await;
+    waited.unwrap_or_else(|_| panic!("not in time: {what}")).expect("the meeting lives");
+}
+
 async fn reaches(counter: &watch::Sender<u32>, count: u32) {
     let mut counter = counter.subscribe();
     let reached = timeout(BOUNDED, counter.wait_for(|counted| *counted >= count)).await;
@@ -291,11 +297,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// The first rule that is about this request has a meeting.
+    /// The newest rule that is about this request has a meeting.
     fn meet(&self, seen: &Seen<'_>, unit: &Unit) -> Option<(Fate, Arc<Meeting>)> {
         let mut rules = lock(&self.rules);
         rules.retain(|rule| lock(&rule.left).1 > 0);
-        for rule in rules.iter().filter(|rule| rule.about.is_met_by(seen)) {
+        for rule in rules.iter().rev().filter(|rule| rule.about.is_met_by(seen)) {
             let mut left = lock(&rule.left);
             if left.0 > 0 {
                 left.0 -= 1;
@@ -305,8 +311,12 @@ impl Shared {
                 continue;
             }
             left.1 -= 1;
-            let meeting =
-                Meeting { unit: unit.clone(), decision: watch::Sender::new(None), over: watch::Sender::new(false) };
+            let meeting = Meeting {
+                unit: unit.clone(),
+                decision: watch::Sender::new(None),
+                answered: watch::Sender::new(false),
+                over: watch::Sender::new(false),
+            };
             let meeting = Arc::new(meeting);
             rule.met.send_modify(|met| met.push(Arc::clone(&meeting)));
             return Some((rule.fate, meeting));
@@ -541,6 +551,9 @@ impl Relay<'_> {
     async fn pass_answer(&mut self, bytes: &[u8]) -> GoesOn {
         self.replies.push(bytes);
         let is_complete = self.replies.are_complete();
+        if let Some(current) = self.current.as_ref().filter(|current| current.has_passed && is_complete) {
+            current.meeting.answered.send_replace(true);
+        }
         let Some(current) = &mut self.current else { return self.client.write_all(bytes).await.map_err(drop) };
         match current.fate {
             Fate::CutAnswer if is_complete => return Err(()),

@@ -19,8 +19,8 @@ enum What {
     Append,
     /// What makes acknowledgements durable.
     Acknowledgement,
-    /// A statement with this in its text.
-    Text(&'static str),
+    /// A request that holds this, in a statement's text or among its parameters.
+    Bytes(&'static str),
 }
 
 impl Passing {
@@ -42,9 +42,9 @@ impl Passing {
         Self { application: "", what: What::Acknowledgement }
     }
 
-    /// The execution of a statement that holds `text`.
-    pub fn text(text: &'static str) -> Self {
-        Self { application: "", what: What::Text(text) }
+    /// A request that holds `bytes`, in a statement's text or among its parameters.
+    pub fn holding(bytes: &'static str) -> Self {
+        Self { application: "", what: What::Bytes(bytes) }
     }
 
     /// The same, on connections whose `application_name` begins like this only.
@@ -68,7 +68,9 @@ impl Passing {
                 seen.application == "deskfeed/acks" && is_commit
                     || !seen.in_transaction && has("/* acks.") && !has("/* acks.find")
             }
-            What::Text(text) => has(text),
+            What::Bytes(wanted) => {
+                seen.is_request && seen.bytes.windows(wanted.len()).any(|window| window == wanted.as_bytes())
+            }
         }
     }
 }
@@ -89,6 +91,7 @@ fn is_append(text: &str) -> bool {
 #[derive(Debug)]
 pub struct Seen<'a> {
     pub application: &'a str,
+    pub bytes: &'a [u8],
     /// Texts of the statements that it executes.
     pub texts: Vec<&'a str>,
     /// Whether it executes anything; else it is part of the connection's start or end.
@@ -189,6 +192,7 @@ impl Reader {
         self.in_append = appends || in_transaction && self.in_append;
         Seen {
             application: &self.application,
+            bytes: &unit.bytes,
             texts: unit.executed.iter().map(String::as_str).collect(),
             is_request: !unit.executed.is_empty(),
             in_transaction,
