@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd::{User, geteuid};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, User, geteuid},
+};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::{
     sync::OnceCell,
@@ -113,7 +116,7 @@ impl Server {
         self.port
     }
 
-    pub fn pid(&self) -> i32 {
+    fn pid(&self) -> i32 {
         let text = fs::read_to_string(self.data.join("postmaster.pid")).expect("it runs");
         text.lines().next().and_then(|line| line.trim().parse().ok()).expect("a process number")
     }
@@ -198,13 +201,32 @@ impl Server {
     /// Starts it and waits until it answers.
     pub async fn start(&self) {
         let log = self.data.with_extension("log").display().to_string();
-        let mut control = self.command("pg_ctl");
-        control.arg("-D").arg(&self.data).args(["-w", "-s", "-t", "60", "-l", &log, "start"]);
-        // The server keeps what it inherits.
-        control.stdout(Stdio::null()).stderr(Stdio::null());
-        let ended = timeout(BOUNDED, control.status()).await.expect("it starts in time").expect("pg_ctl runs");
-        let said = || fs::read_to_string(&log).unwrap_or_default();
-        assert!(ended.success(), "{} does not start: {}", self.name, said());
+        let until = Instant::now() + BOUNDED;
+        loop {
+            let mut control = self.command("pg_ctl");
+            control.arg("-D").arg(&self.data).args(["-w", "-s", "-t", "60", "-l", &log, "start"]);
+            // The server keeps what it inherits.
+            control.stdout(Stdio::null()).stderr(Stdio::null());
+            let ended = timeout(BOUNDED, control.status()).await.expect("it starts in time").expect("pg_ctl runs");
+            if ended.success() {
+                return;
+            }
+            // What is left of a server that was killed is in the way for a moment.
+            let said = || fs::read_to_string(&log).unwrap_or_default();
+            assert!(Instant::now() < until, "{} does not start: {}", self.name, said());
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Ends its first process with a signal, as something would that goes wrong, and waits until that is gone.
+    pub async fn crash(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid());
+        kill(pid, signal).expect("it runs");
+        let until = Instant::now() + BOUNDED;
+        while kill(pid, None).is_ok() {
+            assert!(Instant::now() < until, "{} does not end", self.name);
+            sleep(LOOK).await;
+        }
     }
 
     pub async fn stop(&self, end: End) {
@@ -215,6 +237,11 @@ impl Server {
     /// Makes a standby a primary, and waits until it takes writes.
     pub async fn promote(&self) {
         self.control(&["promote"]).await;
+    }
+
+    /// Removes what is left of a server that does not run.
+    pub fn remove(self) {
+        fs::remove_dir_all(&self.data).expect("its own folder");
     }
 
     /// Changes a setting and waits until everybody sees it.
