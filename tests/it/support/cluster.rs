@@ -223,7 +223,12 @@ impl Server {
         let pid = Pid::from_raw(self.pid());
         kill(pid, signal).expect("it runs");
         let until = Instant::now() + BOUNDED;
-        while kill(pid, None).is_ok() {
+        // Nobody may have asked yet how it ended.
+        let is_dead = || match fs::read_to_string(format!("/proc/{pid}/stat")) {
+            Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')),
+            Err(_) => kill(pid, None).is_err(),
+        };
+        while !is_dead() {
             assert!(Instant::now() < until, "{} does not end", self.name);
             sleep(LOOK).await;
         }
