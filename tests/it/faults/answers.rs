@@ -208,7 +208,7 @@ impl Scene {
         match self.operation {
             Operation::Presence => assert_eq!(first["Status"], "online"),
             Operation::OpenIntoQueue => {
-                assert_eq!((&first["Status"], &first["Version"]), (&json!("queued"), &json!(0)))
+                assert_eq!((&first["Status"], &first["Version"]), (&json!("queued"), &json!(0)));
             }
             Operation::SendIntoQueue => assert_eq!(first["Version"], 0),
             _ => assert_eq!(first["Version"], self.before + 1, "{what}: {answer}"),

@@ -121,7 +121,9 @@ async fn a_batch_of_both(scene: &Scene, appends: &Rule) -> Batch {
         let append = appends.meets(count).await;
         let (first, second) = (append.position(&x), append.position(&m));
         // What else was in the way goes on.
-        plugs.iter().for_each(|(plug, _)| plug.decide(Fate::Pass));
+        for (plug, _) in &plugs {
+            plug.decide(Fate::Pass);
+        }
         for (plug, sent) in plugs {
             plug.is_over().await;
             joined("a message before", USUAL, sent).await.ok();

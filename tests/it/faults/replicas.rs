@@ -308,11 +308,11 @@ async fn a_database_comes_back(fate: Fate, away: Mode) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_comes_back_after_the_service_has_given_up_is_written_to_again() {
-    join_all([
-        a_database_comes_back(Fate::HoldAnswer, Mode::Blackhole),
-        a_database_comes_back(Fate::Hold, Mode::Blackhole),
-        a_database_comes_back(Fate::HoldAnswer, Mode::Refuse),
-        a_database_comes_back(Fate::Hold, Mode::Refuse),
-    ])
-    .await;
+    let ways = [
+        (Fate::HoldAnswer, Mode::Blackhole),
+        (Fate::Hold, Mode::Blackhole),
+        (Fate::HoldAnswer, Mode::Refuse),
+        (Fate::Hold, Mode::Refuse),
+    ];
+    join_all(ways.into_iter().map(|(fate, away)| a_database_comes_back(fate, away))).await;
 }

@@ -213,3 +213,32 @@ async fn acknowledgements_and_tokens_wait_for_the_standby_as_well() {
         scene.stop().await;
     }
 }
+
+/// What PostgreSQL shows although no standby has it: whoever was given it is told when a standby takes over that
+/// never had it, and nobody else is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_who_were_shown_what_no_standby_has_are_told_after_a_failover() {
+    let (scene, primary, standby) = replicated(&[]).await;
+    let epoch = read("the epoch", &scene.ann, "b=now").await.header("feed-epoch").to_owned();
+    standby.stop(End::AtOnce).await;
+    let sent = posting(&scene.web, "/message/send", message("m1"));
+    Ended::Cancelled.end(&primary).await;
+    let shown = read("what is shown", &scene.ann, "a=3&wait=20").await;
+    assert_eq!((shown.versions(), shown.header("feed-epoch")), (vec![4], epoch.as_str()));
+    let sent = joined("the send is answered", USUAL, sent).await;
+    primary.stop(End::AtOnce).await;
+    standby.start().await;
+    standby.promote().await;
+    scene.proxy.point_to(&standby.url());
+    for number in 4..=6 {
+        assert_eq!(scene.send(&format!("after {number}")).await, number);
+        for reader in scene.at_each(&scene.ann) {
+            let ahead = read("a reader who was shown it", &reader, &format!("a=4&wait=0&epoch={epoch}")).await;
+            assert_eq!(ahead.code(), 41001, "{}", ahead.text);
+            let behind = read("a reader who was not", &reader, &format!("a=3&wait=0&epoch={epoch}")).await;
+            assert_eq!(behind.versions(), (4..=number).collect::<Vec<i64>>(), "{}", behind.text);
+        }
+    }
+    is_refused("the send", &sent);
+    scene.stop().await;
+}

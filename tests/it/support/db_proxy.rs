@@ -476,10 +476,6 @@ impl Relay<'_> {
     /// Begins with what is to become of a request.
     async fn treat(&mut self, fate: Fate, unit: &Unit) -> GoesOn {
         match fate {
-            Fate::Pass => {
-                self.forward(unit).await?;
-                self.passed();
-            }
             Fate::Delay(length) => {
                 tokio::time::sleep(length).await;
                 self.forward(unit).await?;
@@ -495,7 +491,7 @@ impl Relay<'_> {
                 self.dark = true;
                 self.current = None;
             }
-            Fate::CutAnswer | Fate::SwallowAnswer | Fate::HoldAnswer => {
+            Fate::Pass | Fate::CutAnswer | Fate::SwallowAnswer | Fate::HoldAnswer => {
                 self.forward(unit).await?;
                 self.passed();
             }
