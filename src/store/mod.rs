@@ -33,7 +33,6 @@ pub mod rights;
 pub mod schema;
 pub mod sessions;
 pub mod tokens;
-pub mod yardsticks;
 
 use crate::domain::fault::Fault;
 

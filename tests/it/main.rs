@@ -12,7 +12,6 @@
 mod acks;
 mod around;
 mod backfill;
-mod bench;
 mod compose;
 mod deploy;
 mod doctor;

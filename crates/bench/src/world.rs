@@ -1,8 +1,8 @@
-//! What is measured and what it is measured beside: a private PostgreSQL, the service as a process
-//! of its own on it, and the server of yardsticks. Or a service that runs already.
+//! What is measured and what it is measured next to: a private PostgreSQL, service processes on it, and the server
+//! of the yardsticks. Or a service that runs already.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -11,23 +11,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep_until};
 use url::Url;
 use uuid::Uuid;
 
-use super::{
-    BenchArgs, check, machine,
+use crate::{
+    args::BenchArgs,
+    binary, check, machine,
     plan::Size,
+    postgres::{Postgres, free_port},
     process::Process,
     wire::{Wire, get, post},
-};
-use crate::{
-    live::peers::ALONE_AFTER,
-    private_pg::{DATABASE, Options, PrivatePg},
-    store::yardsticks,
+    yardsticks::tables,
 };
 
 /// Connections that prepare a job.
@@ -35,16 +33,20 @@ const PREPARING: usize = 64;
 /// Connections that fill the table, and messages in each of their requests.
 const FILLING: u64 = 4;
 const FILL_BATCH: u64 = 1000;
-/// From this many on, what was filled in is put in order as the server's own housekeeping would
-/// in the next minute, so that it does not fall into a measurement.
+/// From this many on, vacuum and checkpoint run right after filling, so that they do not fall into a measurement.
 const SETTLE_FROM: u64 = 50_000;
-/// How long the private PostgreSQL may take to stop; what it has not written by then nobody wants.
-const STOP: Duration = Duration::from_secs(3);
-/// Database of the yardsticks, apart from the service's: in one database, each of their
-/// notifications would wake the service too.
+/// A service that has just started takes this long until it knows that no other process appends.
+const ALONE_AFTER: Duration = Duration::from_secs(16);
+/// Database of the service until [`World::renew`].
+const DATABASE: &str = "deskfeed";
+/// Database of the yardsticks, apart from the service's: in one database, each of their notifications would wake
+/// the service too.
 const YARDSTICKS: &str = "yardsticks";
-/// A server that has worked for a while has about so many to write over (`min_wal_size` of the private one).
+/// WAL segments that a server which has worked for a while keeps for reuse (`min_wal_size` of ours).
 const WAL_SEGMENTS: u32 = 62;
+/// How long polls may take to be parked, or to be gone.
+const PARK_MAX: Duration = Duration::from_secs(60);
+const PARK_PAUSE: Duration = Duration::from_millis(5);
 const GATEWAY: &str = "bench-gateway";
 
 /// An agent with one open session of its own.
@@ -64,13 +66,12 @@ pub struct Filled {
 
 /// The service and its surroundings.
 pub struct World {
+    /// Of the first service process.
     pub address: SocketAddr,
     /// Token of an admin.
     pub admin: String,
     /// Token of the gateway that opened all sessions.
     pub gateway: String,
-    /// The service's database, if it is ours.
-    pub database_url: Option<String>,
     own: Option<Own>,
     yardsticks: Process,
     folder: PathBuf,
@@ -84,8 +85,12 @@ pub struct World {
 
 /// What was started for the run.
 struct Own {
-    postgres: PrivatePg,
-    service: Process,
+    postgres: Postgres,
+    /// The service's program.
+    program: PathBuf,
+    services: Vec<Process>,
+    /// Database URL of each process.
+    urls: Vec<String>,
     /// Name of the service's database.
     database: String,
 }
@@ -96,42 +101,46 @@ impl World {
     /// # Errors
     /// When something does not start.
     pub async fn start(args: &BenchArgs) -> anyhow::Result<Self> {
-        let base = args.database.data.clone().unwrap_or_else(std::env::temp_dir);
+        let program = if args.url.is_some() { PathBuf::new() } else { binary::find(args.service.as_deref())? };
+        let base = args.data.clone().unwrap_or_else(std::env::temp_dir);
         let folder = base.join(format!("deskfeed-bench-{}", Uuid::new_v4().simple()));
-        let started = Self::start_in(args, folder.clone()).await;
+        let started = Self::start_in(args, program, folder.clone()).await;
         if started.is_err() {
             remove(&folder);
         }
         started
     }
 
-    async fn start_in(args: &BenchArgs, folder: PathBuf) -> anyhow::Result<Self> {
+    async fn start_in(args: &BenchArgs, program: PathBuf, folder: PathBuf) -> anyhow::Result<Self> {
         make_folder(&folder)?;
         let log = folder.join("deskfeed.log");
-        let (address, admin, database_url, own, yardsticks) =
-            if let (Some(url), Some(admin)) = (&args.url, &args.admin_token) {
-                let yardsticks = Process::start(&["bench-yardsticks"], &[], &log).await?;
-                (resolve(url).await?, admin.clone(), None, None, yardsticks)
-            } else {
-                let options = Options { stop_with_parent: true, ..args.database.private_pg(folder.join("postgres")) };
-                let postgres = PrivatePg::start(options).await?;
-                if args.size != Size::Smoke {
-                    yardsticks::make_wal(&postgres.url(), WAL_SEGMENTS).await?;
-                }
-                yardsticks::create_database(&postgres.url(), YARDSTICKS).await?;
-                let url = postgres.url_of(YARDSTICKS);
-                let yardsticks = Process::start(&["bench-yardsticks"], &[("DATABASE_URL", &url)], &log).await?;
-                let admin = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
-                let service = service(free_port()?, &postgres.url(), &admin, &log).await?;
-                let (address, url) = (service.address, postgres.url());
-                (address, admin, Some(url), Some(Own { postgres, service, database: DATABASE.to_owned() }), yardsticks)
-            };
+        let this = std::env::current_exe()?;
+        let (address, admin, own, yardsticks) = if let (Some(url), Some(admin)) = (&args.url, &args.admin_token) {
+            let yardsticks = Process::start(&this, &["yardsticks"], &[], &log).await?;
+            (resolve(url).await?, admin.clone(), None, yardsticks)
+        } else {
+            let postgres = Postgres::start(&args.postgres, folder.join("postgres")).await?;
+            let maintenance = postgres.url("postgres");
+            if args.size != Size::Smoke {
+                tables::make_wal(&maintenance, WAL_SEGMENTS).await?;
+            }
+            tables::create_database(&maintenance, DATABASE).await?;
+            tables::create_database(&maintenance, YARDSTICKS).await?;
+            let url = postgres.url(YARDSTICKS);
+            let yardsticks = Process::start(&this, &["yardsticks"], &[("DATABASE_URL", &url)], &log).await?;
+            let admin = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+            let url = postgres.url(DATABASE);
+            let service = service(&program, free_port()?, &url, &admin, &log).await?;
+            let address = service.address;
+            let own =
+                Own { postgres, program, services: vec![service], urls: vec![url], database: DATABASE.to_owned() };
+            (address, admin, Some(own), yardsticks)
+        };
         let run = Uuid::new_v4().simple().to_string().split_off(24);
         let mut world = Self {
             address,
             admin,
             gateway: String::new(),
-            database_url,
             own,
             yardsticks,
             folder,
@@ -164,8 +173,10 @@ impl World {
     async fn end(&mut self) -> anyhow::Result<()> {
         self.yardsticks.stop().await?;
         if let Some(mut own) = self.own.take() {
-            own.service.stop().await?;
-            own.postgres.stop(STOP).await?;
+            for service in &mut own.services {
+                service.stop().await?;
+            }
+            own.postgres.stop().await?;
         } else {
             let mut wire = Wire::connect(self.address).await?;
             let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner));
@@ -184,7 +195,12 @@ impl World {
 
     /// The database of the yardsticks, if PostgreSQL is ours.
     pub fn yardsticks_url(&self) -> Option<String> {
-        self.own.as_ref().map(|own| own.postgres.url_of(YARDSTICKS))
+        self.own.as_ref().map(|own| own.postgres.url(YARDSTICKS))
+    }
+
+    /// The service's database, if it is ours.
+    pub fn database_url(&self) -> Option<String> {
+        self.own.as_ref().map(|own| own.postgres.url(&own.database))
     }
 
     /// Where our PostgreSQL keeps its data.
@@ -192,53 +208,72 @@ impl World {
         self.own.as_ref().map(|_| self.folder.as_path())
     }
 
+    /// Of the first service process.
     pub fn service_pid(&self) -> Option<u32> {
-        self.own.as_ref()?.service.pid()
+        self.own.as_ref()?.services.first()?.pid()
     }
 
-    /// Waits until the service knows that it is the only one; before that, it notifies others.
+    /// Waits until a service process that runs alone knows it; before that, it notifies others.
     pub async fn until_alone(&self) {
-        if let Some(own) = &self.own {
-            sleep_until((own.service.served + ALONE_AFTER + Duration::from_secs(1)).into()).await;
+        if let Some(service) = self.own.as_ref().and_then(|own| own.services.first()) {
+            sleep_until((service.served + ALONE_AFTER).into()).await;
         }
     }
 
-    /// Resident memory of the service.
+    /// Resident memory of the first service process.
     pub fn rss_bytes(&self) -> Option<u64> {
         machine::rss_bytes(self.service_pid()?)
     }
 
-    /// Processor time that the service has used.
+    /// Processor time that the first service process has used.
     pub fn cpu_time(&self) -> Option<Duration> {
         machine::cpu_time(self.service_pid()?)
     }
 
-    /// Stops the service and starts it anew on the same port; gives the moment at which it served again.
+    /// Stops the service processes and starts one on each of `urls`; the first keeps its port. Returns when the last
+    /// one began to serve.
     ///
     /// # Errors
     /// When the service is not ours, or does not start.
-    pub async fn restart_service(&mut self) -> anyhow::Result<Instant> {
+    pub async fn serve(&mut self, urls: &[String]) -> anyhow::Result<Instant> {
         let log = self.folder.join("deskfeed.log");
         let own = self.own.as_mut().context("only a service of our own can be restarted")?;
-        let url = self.database_url.as_deref().context("a service of our own has a database")?;
-        own.service.stop().await?;
-        own.service = service(self.address.port(), url, &self.admin, &log).await?;
-        Ok(own.service.served)
+        for mut service in own.services.drain(..) {
+            service.stop().await?;
+        }
+        own.urls = urls.to_vec();
+        let mut served = Instant::now();
+        for (number, url) in urls.iter().enumerate() {
+            let port = if number == 0 { self.address.port() } else { free_port()? };
+            let started = service(&own.program, port, url, &self.admin, &log).await?;
+            served = started.served;
+            own.services.push(started);
+        }
+        Ok(served)
     }
 
-    /// Begins with an empty table and a fresh service, on the same port. Feeds made before are gone.
+    /// Restarts the service processes as they were.
     ///
     /// # Errors
-    /// As [`World::restart_service`].
+    /// As [`World::serve`].
+    pub async fn restart_service(&mut self) -> anyhow::Result<Instant> {
+        let urls = self.own.as_ref().map(|own| own.urls.clone()).unwrap_or_default();
+        self.serve(&urls).await
+    }
+
+    /// Starts again with an empty database and one service process. Feeds created before are gone.
+    ///
+    /// # Errors
+    /// As [`World::serve`].
     pub async fn renew(&mut self) -> anyhow::Result<()> {
-        let own = self.own.as_mut().context("only a database of our own can be made anew")?;
+        let own = self.own.as_mut().context("only a database of our own can be replaced")?;
         let fresh = format!("bench_{}", Uuid::new_v4().simple());
-        let beside = own.postgres.url_of(YARDSTICKS);
-        yardsticks::create_database(&beside, &fresh).await?;
-        self.database_url = Some(own.postgres.url_of(&fresh));
+        let beside = own.postgres.url(YARDSTICKS);
+        tables::create_database(&beside, &fresh).await?;
+        let url = own.postgres.url(&fresh);
         let old = std::mem::replace(&mut own.database, fresh);
-        self.restart_service().await?;
-        yardsticks::drop_database(&beside, &old).await?;
+        self.serve(&[url]).await?;
+        tables::drop_database(&beside, &old).await?;
         self.make_gateway().await
     }
 
@@ -317,9 +352,9 @@ impl World {
         while let Some(ended) = tasks.join_next().await {
             ended??;
         }
-        if let Some(url) = self.database_url.as_deref().filter(|_| events >= SETTLE_FROM) {
+        if let Some(url) = self.database_url().filter(|_| events >= SETTLE_FROM) {
             progress.set_message("vacuum, checkpoint");
-            yardsticks::settle(url).await?;
+            tables::settle(&url).await?;
         }
         Ok(filled)
     }
@@ -334,33 +369,20 @@ impl World {
         Ok(answered.feed_next)
     }
 
-    /// How many polls the service holds.
+    /// Waits until the first service process holds at least so many polls.
     ///
     /// # Errors
-    /// When the service does not answer, or does not count them.
-    pub async fn parked(&self) -> anyhow::Result<usize> {
-        let mut wire = Wire::connect(self.address).await?;
-        let answered = wire.exchange_ok(&get("/metrics", &self.admin)).await?;
-        let text = String::from_utf8_lossy(&answered.body);
-        let held = text.lines().find_map(|line| line.strip_prefix("deskfeed_poll_waiters "));
-        // A gauge that was never touched is not there.
-        Ok(held.unwrap_or("0").trim().split('.').next().unwrap_or("0").parse()?)
+    /// As [`until_parked`].
+    pub async fn until_parked(&self, count: usize) -> anyhow::Result<()> {
+        until_parked(self.address, &self.admin, count).await
     }
 
-    /// Waits until the service holds at least so many polls.
+    /// How many polls the first service process holds.
     ///
     /// # Errors
-    /// When it does not within a minute.
-    pub async fn until_parked(&self, count: usize) -> anyhow::Result<()> {
-        let until = Instant::now() + Duration::from_secs(60);
-        loop {
-            let parked = self.parked().await?;
-            if parked >= count {
-                return Ok(());
-            }
-            ensure!(Instant::now() < until, "{parked} polls of {count} are parked");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    /// As [`parked`].
+    pub async fn parked(&self) -> anyhow::Result<usize> {
+        parked(self.address, &self.admin).await
     }
 
     /// Waits until the polls of a job that has ended are gone.
@@ -369,37 +391,51 @@ impl World {
     /// When they stay for a minute.
     pub async fn until_none_is_parked(&self) -> anyhow::Result<()> {
         // Others poll at a service that is not ours.
-        let until = Instant::now() + Duration::from_secs(60);
-        while self.own.is_some() {
-            let parked = self.parked().await?;
-            if parked == 0 {
-                return Ok(());
+        let Some(own) = &self.own else { return Ok(()) };
+        let until = Instant::now() + PARK_MAX;
+        for service in &own.services {
+            while parked(service.address, &self.admin).await? > 0 {
+                ensure!(Instant::now() < until, "polls stay parked though their clients are gone");
+                tokio::time::sleep(PARK_PAUSE).await;
             }
-            ensure!(Instant::now() < until, "{parked} polls stay parked though their clients are gone");
-            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
     }
 }
 
-async fn service(port: u16, database_url: &str, admin: &str, log: &Path) -> anyhow::Result<Process> {
-    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string();
-    let arguments = ["serve", "--listen", &listen, "--migrate", "--polls-per-token", "1000000"];
-    Process::start(&arguments, &[("DATABASE_URL", database_url), ("DESKFEED_ADMIN_TOKEN", admin)], log).await
+/// How many polls a server holds.
+///
+/// # Errors
+/// When it does not answer, or does not count them.
+pub async fn parked(server: SocketAddr, token: &str) -> anyhow::Result<usize> {
+    let mut wire = Wire::connect(server).await?;
+    let answered = wire.exchange_ok(&get("/metrics", token)).await?;
+    let text = String::from_utf8_lossy(&answered.body);
+    let held = text.lines().find_map(|line| line.strip_prefix("deskfeed_poll_waiters "));
+    // A gauge that was never touched is absent.
+    Ok(held.unwrap_or("0").trim().split('.').next().unwrap_or("0").parse()?)
 }
 
-/// A port below those that the kernel gives to clients: while a service is being restarted, one of
-/// ten thousand clients that come back could be given its port, even be connected to itself.
-fn free_port() -> anyhow::Result<u16> {
-    let end = machine::first_ephemeral_port().max(10_100);
-    for _ in 0..100 {
-        let random = u16::try_from(Uuid::new_v4().as_u128() % u128::from(end - 10_000))?;
-        let port = 10_000 + random;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return Ok(port);
+/// Waits until a server holds at least so many polls.
+///
+/// # Errors
+/// When it does not within a minute.
+pub async fn until_parked(server: SocketAddr, token: &str, count: usize) -> anyhow::Result<()> {
+    let until = Instant::now() + PARK_MAX;
+    loop {
+        let parked = parked(server, token).await?;
+        if parked >= count {
+            return Ok(());
         }
+        ensure!(Instant::now() < until, "{parked} polls of {count} are parked");
+        tokio::time::sleep(PARK_PAUSE).await;
     }
-    bail!("there is no free port")
+}
+
+async fn service(program: &Path, port: u16, database_url: &str, admin: &str, log: &Path) -> anyhow::Result<Process> {
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string();
+    let arguments = ["serve", "--listen", &listen, "--migrate", "--polls-per-token", "1000000"];
+    Process::start(program, &arguments, &[("DATABASE_URL", database_url), ("DESKFEED_ADMIN_TOKEN", admin)], log).await
 }
 
 async fn resolve(url: &str) -> anyhow::Result<SocketAddr> {

@@ -17,10 +17,10 @@ use tokio::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Plan,
+use crate::{
     check::{messages_of, versions_in},
     load::Load,
+    plan::Plan,
     stats::{Results, count},
     targets::OK_REQUESTS,
     wire::{Wire, get},

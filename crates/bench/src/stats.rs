@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::targets::{self, Target};
+use crate::targets::{self, Target};
 
 /// Latencies in microseconds, up to two minutes, to three digits. Takes some 150 KiB: one for each
 /// sender is fine, one for each parked reader is not.

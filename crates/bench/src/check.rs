@@ -8,7 +8,7 @@ use memchr::memmem;
 use serde::Deserialize;
 use tokio::task::JoinSet;
 
-use super::{
+use crate::{
     wire::{Wire, get},
     world::Feed,
 };

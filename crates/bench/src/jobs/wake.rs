@@ -5,9 +5,9 @@ use std::{collections::HashMap, time::Duration};
 use anyhow::Context;
 use tokio::time::sleep;
 
-use super::{
-    Plan,
+use crate::{
     load::Load,
+    plan::Plan,
     polls::Polls,
     stats::{Latencies, Results, count},
     targets::NOTIFY_ROUND_TRIP,
@@ -88,10 +88,10 @@ impl Cell<'_> {
     /// When a reader was given something else than was acknowledged.
     pub async fn measure(&self, world: &World) -> anyhow::Result<Woken> {
         let polls = Polls::park(world, self.feeds, world.head().await?).await?;
-        let url = world.database_url.as_deref().filter(|_| self.counts_transactions);
-        let before = settled_transactions(url).await?;
+        let url = world.database_url().filter(|_| self.counts_transactions);
+        let before = settled_transactions(url.as_deref()).await?;
         let sent = Load::on(world, self.feeds).open_loop(self.rate, self.time).await?;
-        let after = settled_transactions(url).await?;
+        let after = settled_transactions(url.as_deref()).await?;
         let given = polls.end(world, sent.acknowledged).await?;
 
         let due: HashMap<u64, _> = sent.due.into_iter().collect();

@@ -6,9 +6,9 @@ use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{
-    Plan,
+use crate::{
     check::{Acknowledged, message, turn, versions_of},
+    plan::Plan,
     polls::Polls,
     stats::{Results, count},
     wire::{Wire, post},
@@ -96,7 +96,7 @@ impl Sender {
 }
 
 /// None when the connection was lost or cannot be had.
-async fn exchange(wire: &mut Option<Wire>, to: SocketAddr, request: &[u8]) -> Option<super::wire::Response> {
+async fn exchange(wire: &mut Option<Wire>, to: SocketAddr, request: &[u8]) -> Option<crate::wire::Response> {
     let open = match wire {
         Some(open) => open,
         None => wire.insert(Wire::connect(to).await.ok()?),

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{
-    Plan,
+use crate::{
     check::Acknowledged,
     machine,
-    plan::Size,
+    plan::{Plan, Size},
     polls::Polls,
     stats::{Results, count},
     world::World,

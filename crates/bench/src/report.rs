@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 use anyhow::Context;
 use serde::Serialize;
 
-use super::{
+use crate::{
     machine,
     plan::Size,
     stats::{Figure, Results, grouped, median},
     targets::{TARGETS, YARDSTICKS},
     world::World,
+    yardsticks::tables,
 };
-use crate::store::yardsticks;
 
 /// A whole run.
 #[derive(Serialize)]
@@ -29,8 +29,8 @@ pub struct Report {
 /// What the figures depend on: the machine, and the settings of our PostgreSQL.
 pub async fn machine(world: &World) -> BTreeMap<String, String> {
     let mut described = machine::description(world.data());
-    let Some(url) = &world.database_url else { return described };
-    let settings = async { yardsticks::settings(&mut yardsticks::connect(url).await?).await };
+    let Some(url) = world.database_url() else { return described };
+    let settings = async { tables::settings(&mut tables::connect(&url).await?).await };
     match settings.await {
         Ok(settings) => {
             for (name, value) in settings {

@@ -6,18 +6,17 @@ use std::time::Duration;
 use anyhow::ensure;
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{
-    Plan,
+use super::wake::Cell;
+use crate::{
     check::{messages_of, read_after, versions_in},
     load::{Load, checked},
+    plan::Plan,
     stats::{Latencies, Results, count, median},
     targets::{MULTI_ROW_100, OK_REQUESTS, RAW_SCAN},
-    wake::Cell,
     wire::{Wire, get},
     world::{Feed, World},
-    yardsticks,
+    yardsticks::{self, tables},
 };
-use crate::store::yardsticks as tables;
 
 /// The newest events, which a process that wrote them has in its tail.
 const TAIL_EVENTS: i64 = 20_000;
@@ -141,7 +140,7 @@ impl Walks<'_> {
                 let mut raw = Vec::new();
                 if let Some(url) = world.yardsticks_url() {
                     let scanned = yardsticks::scan(&url, self.feeds.len(), limit, readers, self.time).await?;
-                    raw.push((RAW_SCAN, scanned.events_per_second));
+                    raw.push((RAW_SCAN, scanned));
                 }
                 let walked = self.walk(world, walk, limit, readers).await?;
                 let what = format!("{at}: {letter}, {} a page, cold, {of}", count(limit.unsigned_abs()));
@@ -271,7 +270,7 @@ impl Grown {
         if let Some(url) = world.yardsticks_url() {
             beside.push((MULTI_ROW_100, yardsticks::multi_row(&url, 100, walks.time / 2).await?));
             let scanned = yardsticks::scan(&url, walks.feeds.len(), 1000, 1, walks.time / 2).await?;
-            raw.push((RAW_SCAN, scanned.events_per_second));
+            raw.push((RAW_SCAN, scanned));
         }
         let pages = walks.walk(world, Walk::After, 1000, 1).await?.events_per_second;
         self.push(results, at, PAGES, "events/s", pages, &raw);
@@ -303,9 +302,9 @@ impl Grown {
 
     /// The largest table beside the smallest.
     async fn compare(self, world: &World, results: &mut Results) -> anyhow::Result<()> {
-        let Some(url) = &world.database_url else { return Ok(()) };
+        let Some(url) = world.database_url() else { return Ok(()) };
         let outgrows = {
-            let mut connection = tables::connect(url).await?;
+            let mut connection = tables::connect(&url).await?;
             // The table of the raw scan is there, too.
             tables::server_bytes(&mut connection).await? > tables::shared_buffers_bytes(&mut connection).await?
         };

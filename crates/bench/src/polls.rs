@@ -16,10 +16,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
+use crate::{
     check::{Acknowledged, messages_of},
     wire::{Wire, get},
-    world::{Feed, World},
+    world::{Feed, World, until_parked},
 };
 
 /// Longest `wait`, in seconds: polls stay parked for as long as a cell takes.
@@ -54,6 +54,14 @@ impl Polls {
     /// # Errors
     /// When one cannot be parked.
     pub async fn park(world: &World, feeds: &[Feed], after: i64) -> anyhow::Result<Self> {
+        Self::park_at(world.address, &world.admin, feeds, after).await
+    }
+
+    /// [`Polls::park`] at a server of choice. `token` may read its metrics.
+    ///
+    /// # Errors
+    /// When one cannot be parked.
+    pub async fn park_at(server: SocketAddr, token: &str, feeds: &[Feed], after: i64) -> anyhow::Result<Self> {
         let mut polls = Self {
             clients: JoinSet::new(),
             feeds: feeds.len(),
@@ -64,14 +72,14 @@ impl Polls {
             for (place, feed) in some.iter().enumerate() {
                 let client = Client {
                     number: chunk * ARRIVING + place,
-                    address: world.address,
+                    address: server,
                     token: feed.token.clone(),
                     next: after,
                     given: Vec::new(),
                 };
                 polls.clients.spawn(client.run(Arc::clone(&polls.delivered), polls.stop.clone()));
             }
-            if let Err(error) = world.until_parked((chunk * ARRIVING + some.len()).min(feeds.len())).await {
+            if let Err(error) = until_parked(server, token, (chunk * ARRIVING + some.len()).min(feeds.len())).await {
                 return Err(polls.why(error).await);
             }
         }

@@ -2,17 +2,16 @@
 
 use std::time::Duration;
 
-use super::{
-    Plan, Size,
+use crate::{
     check::CONTENT_BYTES,
     generator::generate,
     load::{Load, checked},
+    plan::{Plan, Size},
     stats::{Latencies, Results, count},
     targets::{COMMIT_AND_OK, MULTI_ROW_100, MULTI_ROW_1000, NAIVE_HTTP, OK_REQUESTS, SINGLE_HTTP},
     world::{Feed, World},
-    yardsticks::{self, BARE_CONNECTIONS_MAX, Bare},
+    yardsticks::{self, BARE_CONNECTIONS_MAX, Bare, tables},
 };
-use crate::store;
 
 /// Messages in an array of the job `batch`.
 const BATCH: usize = 100;
@@ -186,17 +185,17 @@ pub async fn run_batches(world: &mut World, plan: &Plan, results: &mut Results) 
 
 /// What the tables grow by for each message, indexes included.
 pub async fn run_disk(world: &mut World, plan: &Plan, results: &mut Results) -> anyhow::Result<()> {
-    let Some(url) = world.database_url.clone() else {
+    let Some(url) = world.database_url() else {
         results.leave_out("disk: the database of a service of --url is not ours to look into");
         return Ok(());
     };
     let feeds = world.feeds(plan.sizes.feeds, "disk").await?;
-    let mut connection = store::yardsticks::connect(&url).await?;
+    let mut connection = tables::connect(&url).await?;
     for round in 1..=plan.rounds {
         plan.says(&format!("disk, round {round}"));
-        let before = store::yardsticks::disk_bytes(&mut connection).await?;
+        let before = tables::disk_bytes(&mut connection).await?;
         let filled = world.fill(&feeds, plan.sizes.disk_messages, &plan.progress).await?;
-        let after = store::yardsticks::disk_bytes(&mut connection).await?;
+        let after = tables::disk_bytes(&mut connection).await?;
         let each = (after - before) as f64 / filled.count as f64;
         results.push("disk", &format!("messages of {CONTENT_BYTES} bytes"), "size", "bytes", each, &[]);
     }

@@ -19,6 +19,7 @@ pub fn cpu_time(pid: u32) -> Option<Duration> {
     Some(Duration::from_millis(ticks * 10))
 }
 
+#[expect(clippy::disallowed_methods, reason = "the date of the run, once")]
 /// What figures depend on. `data` is where the database lies.
 pub fn description(data: Option<&Path>) -> BTreeMap<String, String> {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
@@ -31,7 +32,7 @@ pub fn description(data: Option<&Path>) -> BTreeMap<String, String> {
         ("profile".to_owned(), if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned()),
         ("rustc".to_owned(), compiler().unwrap_or_default()),
         ("open files".to_owned(), open_files_max().to_string()),
-        ("date".to_owned(), crate::clock::Clock.now().format("%Y-%m-%d %H:%M UTC").to_string()),
+        ("date".to_owned(), chrono::Utc::now().format("%Y-%m-%d %H:%M UTC").to_string()),
     ]);
     if let Some(data) = data {
         described.insert("file system".to_owned(), file_system(data));

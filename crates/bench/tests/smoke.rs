@@ -1,20 +1,43 @@
-//! The benchmark at its smallest: every job gives its figures, and finds all that was written. How
-//! fast anything was does not matter here.
+//! The benchmark at its smallest: every job gives its figures and finds all that was sent. How fast anything was
+//! does not matter here.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
-use tokio::time::timeout;
-
-use crate::support::process::{Service, command};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+    time::timeout,
+};
 
 const ADMIN_TOKEN: &str = "an admin token for the benchmark of a running service";
-/// A debug build beside other tests takes its time.
+
+/// A debug build next to other tests takes its time.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Runs the benchmark; gives what it printed as JSON, and its exit code.
+/// The benchmark, with nothing of the tests' own settings in its environment.
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_deskfeed-bench"));
+    for name in ["DATABASE_URL", "DESKFEED_DATA", "DESKFEED_ADMIN_TOKEN"] {
+        command.env_remove(name);
+    }
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Runs the benchmark; returns what it printed as JSON, and its exit code.
 async fn bench(arguments: &[&str]) -> (Value, Option<i32>) {
-    let mut all = vec!["bench", "--size", "smoke", "--json"];
+    let mut all = vec!["--size", "smoke", "--json"];
     all.extend(arguments);
     let ended = timeout(PATIENCE, command(&all).output()).await.expect("it ends in time").expect("it runs");
     let errors = String::from_utf8_lossy(&ended.stderr);
@@ -88,8 +111,7 @@ async fn the_reading_jobs_give_their_figures_and_every_reader_gets_what_was_sent
 
 #[tokio::test]
 async fn a_running_service_is_measured_without_its_database_and_left_tidy() {
-    let url = crate::support::postgres::new_database().await;
-    let service = Service::serve(&["--database-url", &url, "--admin-token", ADMIN_TOKEN]).await;
+    let service = Service::start().await;
     let aimed = ["--jobs", "append,batch,disk", "--url", &service.base, "--admin-token", ADMIN_TOKEN];
     let (printed, code) = bench(&aimed).await;
     assert_eq!((list(&printed, "failures").len(), code), (0, Some(0)), "{printed}");
@@ -97,23 +119,66 @@ async fn a_running_service_is_measured_without_its_database_and_left_tidy() {
     assert!(!measured(&printed).contains("disk"));
     assert!(list(&printed, "left_out").len() >= 2, "it says what it could not measure: {printed}");
 
-    // Nobody is left to whom the desk would give a customer.
-    let admin = crate::support::Client::new(&service.base, ADMIN_TOKEN);
-    let agents = admin.get("/admin/agent").await.ok();
+    // No agent is left who could be assigned a customer.
+    let agents = service.get("/admin/agent").await;
     let agents = agents.as_array().expect("agents");
     assert!(!agents.is_empty());
     assert!(agents.iter().all(|agent| agent["Status"] == "away" && agent["OpenSessions"] == 0), "{agents:?}");
-    service.terminate().await;
+    service.stop().await;
 }
 
 #[tokio::test]
-async fn it_does_not_touch_a_database_it_was_not_given() {
-    let (out, err) = {
-        let mut refused = command(&["bench", "--size", "smoke", "--database-url", "postgres://localhost/precious"]);
-        let ended = timeout(PATIENCE, refused.output()).await.expect("it ends in time").expect("it runs");
-        assert_eq!(ended.status.code(), Some(1));
-        (ended.stdout, String::from_utf8_lossy(&ended.stderr).into_owned())
-    };
-    assert!(out.is_empty());
-    assert!(err.contains("--url"), "it says what to do instead: {err}");
+async fn it_cannot_be_given_a_database() {
+    let mut refused = command(&["--size", "smoke", "--database-url", "postgres://localhost/precious"]);
+    let ended = timeout(PATIENCE, refused.output()).await.expect("it ends in time").expect("it runs");
+    assert_eq!(ended.status.code(), Some(2));
+    assert!(ended.stdout.is_empty());
+}
+
+/// A service on a private PostgreSQL of its own.
+struct Service {
+    child: Child,
+    base: String,
+    data: PathBuf,
+}
+
+impl Service {
+    async fn start() -> Self {
+        let own = Path::new(env!("CARGO_BIN_EXE_deskfeed-bench"));
+        let (folder, manifest) =
+            (own.parent().expect("a folder"), concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"));
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--bin", "deskfeed", "--manifest-path", manifest, "--target-dir"]);
+        assert!(build.arg(folder.parent().expect("a target folder")).status().await.expect("cargo").success());
+        let data = std::env::temp_dir().join(format!("deskfeed-bench-test-{}", uuid::Uuid::new_v4().simple()));
+        let mut serve = Command::new(folder.join("deskfeed"));
+        serve.args(["serve", "--listen", "127.0.0.1:0", "--admin-token", ADMIN_TOKEN, "--data"]).arg(&data);
+        serve.env_remove("DATABASE_URL").env("DESKFEED_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = serve.kill_on_drop(true).spawn().expect("the service runs");
+        let mut said = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let line = timeout(PATIENCE, said.next_line()).await.expect("it serves in time").expect("text");
+        let line = line.expect("it serves");
+        let base = line.split_whitespace().find(|word| word.starts_with("http://")).expect("an address");
+        Self { child, base: base.to_owned(), data }
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let address = self.base.trim_start_matches("http://").trim_end_matches('/');
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("it answers");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a head");
+        serde_json::from_str(body).expect("JSON")
+    }
+
+    async fn stop(mut self) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id().expect("it runs")).expect("a pid"));
+        kill(pid, Signal::SIGTERM).expect("it runs");
+        timeout(PATIENCE, self.child.wait()).await.expect("it ends in time").expect("it ends");
+        std::fs::remove_dir_all(&self.data).expect("it can be removed");
+    }
 }

@@ -4,9 +4,7 @@
 
 use std::num::NonZeroUsize;
 
-use tokio::runtime::Runtime;
-
-use crate::cli;
+use tokio::runtime::{Builder, Runtime};
 
 /// Does `work` on such threads, with whatever it spawns.
 ///
@@ -16,7 +14,7 @@ pub async fn generate<T: Send + 'static>(
     work: impl Future<Output = anyhow::Result<T>> + Send + 'static,
 ) -> anyhow::Result<T> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let runtime = cli::runtime(Some(cores.div_ceil(2)), "deskfeed-senders")?;
+    let runtime = runtime(Some(cores.div_ceil(2)), "deskfeed-senders")?;
     let working = runtime.spawn(work);
     let _threads = Threads(Some(runtime));
     working.await?
@@ -31,4 +29,16 @@ impl Drop for Threads {
             runtime.shutdown_background();
         }
     }
+}
+
+/// So many threads, or as many as there are cores.
+///
+/// # Errors
+/// When they cannot be started.
+pub fn runtime(threads: Option<usize>, name: &str) -> anyhow::Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    if let Some(threads) = threads {
+        builder.worker_threads(threads);
+    }
+    Ok(builder.thread_name(name).enable_all().build()?)
 }

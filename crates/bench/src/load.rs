@@ -17,7 +17,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{
+use crate::{
     check::{Acknowledged, batch, message, turn, versions_of},
     generator::generate,
     stats::Latencies,

@@ -1,5 +1,5 @@
-//! Processes of the run: the service under test and the server of yardsticks. They are this very
-//! program, started anew, so that their memory and processor time are theirs alone.
+//! Processes of the run: the service under test, and the server of yardsticks, which is this program again. Their
+//! memory and processor time are theirs alone.
 
 use std::{
     net::SocketAddr,
@@ -45,14 +45,18 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts this program with these arguments and settings, and waits until it says where it
-    /// serves. What it logs goes to `log`.
+    /// Starts a program and waits until it says where it serves. It logs to `log`.
     ///
     /// # Errors
     /// With its log, when it does not serve.
-    pub async fn start(arguments: &[&str], settings: &[(&str, &str)], log: &Path) -> anyhow::Result<Self> {
+    pub async fn start(
+        program: &Path,
+        arguments: &[&str],
+        settings: &[(&str, &str)],
+        log: &Path,
+    ) -> anyhow::Result<Self> {
         let file = std::fs::File::options().create(true).append(true).open(log)?;
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(program);
         for name in SETTINGS {
             command.env_remove(name);
         }
@@ -69,7 +73,7 @@ impl Process {
         let address = timeout(PATIENCE, address(&mut said)).await.context("it does not serve in time")?;
         let Ok(address) = address else {
             let logged = std::fs::read_to_string(log).unwrap_or_default();
-            bail!("deskfeed {} does not serve: {}", arguments.join(" "), logged.trim());
+            bail!("{} {} does not serve: {}", program.display(), arguments.join(" "), logged.trim());
         };
         Ok(Self { child, address, served: Instant::now(), _said: said })
     }

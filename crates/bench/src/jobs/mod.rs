@@ -1,0 +1,44 @@
+//! What is measured, one job a file.
+
+mod append;
+mod fanout;
+mod history;
+mod parked;
+mod restart;
+mod wake;
+
+use clap::ValueEnum;
+
+use crate::{
+    args::{BenchArgs, Job},
+    plan::Plan,
+    stats::Results,
+    world::World,
+};
+
+/// Runs the jobs. A job that fails has no figures, and the next one runs.
+pub async fn run(args: &BenchArgs, plan: &Plan, world: &mut World, results: &mut Results) {
+    let is_wanted = |job: Job| args.jobs.is_empty() || args.jobs.contains(&job);
+    let mut is_done = false;
+    for &job in Job::value_variants().iter().filter(|job| is_wanted(**job)) {
+        plan.says(job.name());
+        let done = match job {
+            Job::Append => append::run(world, plan, results).await,
+            Job::Batch => append::run_batches(world, plan, results).await,
+            Job::Disk => append::run_disk(world, plan, results).await,
+            Job::Wake => wake::run(world, plan, results).await,
+            Job::Fanout => fanout::run(world, plan, results).await,
+            // One table grows for both.
+            Job::Pages | Job::Growth if is_done => continue,
+            Job::Pages | Job::Growth => {
+                is_done = true;
+                history::run(world, plan, results, is_wanted(Job::Pages), is_wanted(Job::Growth)).await
+            }
+            Job::Parked => parked::run(world, plan, results).await,
+            Job::Restart => restart::run(world, plan, results).await,
+        };
+        if let Err(error) = done {
+            results.fail(job.name(), &error);
+        }
+    }
+}
