@@ -32,6 +32,12 @@ pub fn content(number: u64) -> String {
     text
 }
 
+/// The number of a message, if it is one of ours and unchanged.
+pub fn number_of(text: &str) -> Option<u64> {
+    let number = text.get(..NUMBER_DIGITS)?.parse().ok()?;
+    (text == content(number)).then_some(number)
+}
+
 /// The body of a POST of one message.
 pub fn message(session: &str, number: u64, id: Option<&str>) -> Vec<u8> {
     let id = id.map(|id| format!("\"Id\":\"{id}\",")).unwrap_or_default();
@@ -116,9 +122,7 @@ pub fn messages_of(body: &[u8]) -> anyhow::Result<Vec<(i64, u64)>> {
         let [entry] = event.data.message.as_slice() else {
             bail!("the Message event {} has {} messages", event.version, event.data.message.len());
         };
-        let number = entry.content.get(..NUMBER_DIGITS).and_then(|digits| digits.parse().ok());
-        let number: u64 = number.with_context(|| format!("version {} was changed", event.version))?;
-        ensure!(entry.content == content(number), "message {number} was changed");
+        let number = number_of(&entry.content).with_context(|| format!("version {} was changed", event.version))?;
         messages.push((event.version, number));
     }
     Ok(messages)

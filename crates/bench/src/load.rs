@@ -32,7 +32,8 @@ const PACED_SENDERS: usize = 64;
 /// Where to send to and what. Message number n goes to session n, counted round.
 #[derive(Clone)]
 pub struct Load {
-    pub address: SocketAddr,
+    /// The senders are divided over these.
+    pub addresses: Arc<[SocketAddr]>,
     pub path: &'static str,
     pub token: String,
     pub sessions: Arc<[String]>,
@@ -46,6 +47,8 @@ pub struct Load {
 /// What a cell gave.
 pub struct Sent {
     pub messages_per_second: f64,
+    /// When the measured time began.
+    pub from: Instant,
     pub latencies: Latencies,
     pub acknowledged: Acknowledged,
     /// When each message was due, by its number, where a rate is fixed.
@@ -56,14 +59,19 @@ impl Load {
     /// Single messages to the sessions of `feeds`, through the gateway.
     pub fn on(world: &World, feeds: &[Feed]) -> Self {
         Self {
-            address: world.address,
+            addresses: [world.address].into(),
             path: "/message/send",
-            token: world.gateway.clone(),
+            token: world.gateway_token.clone(),
             sessions: feeds.iter().map(|feed| feed.session.clone()).collect(),
             batch: 1,
             with_ids: false,
             numbers: world.numbers(),
         }
+    }
+
+    /// As [`Load::on`], with the senders divided over all service processes.
+    pub fn on_all(world: &World, feeds: &[Feed]) -> Self {
+        Self { addresses: world.addresses().into(), ..Self::on(world, feeds) }
     }
 
     /// So many senders, each of which sends again when it is answered. Measured after a tenth of
@@ -79,7 +87,7 @@ impl Load {
     async fn in_turn(&self, senders: usize, time: Duration) -> anyhow::Result<Sent> {
         let mut wires = Vec::with_capacity(senders);
         for number in 0..senders {
-            wires.push(Wire::connect_numbered(number, self.address).await?);
+            wires.push(Wire::connect_numbered(number, self.addresses[number % self.addresses.len()]).await?);
         }
         let from = Instant::now() + time / 10;
         let until = from + time;
@@ -102,7 +110,7 @@ impl Load {
                 anyhow::Ok(told)
             });
         }
-        collect(tasks, time).await
+        collect(tasks, from, time).await
     }
 
     /// So many messages a second, whatever the answers. Latencies count from the moment at which a
@@ -111,10 +119,10 @@ impl Load {
     /// # Errors
     /// As [`Load::closed_loop`].
     pub async fn open_loop(&self, rate: u32, time: Duration) -> anyhow::Result<Sent> {
-        let due = pace(rate, time)?;
+        let (from, due) = (Instant::now(), pace(rate, time)?);
         let mut wires = Vec::new();
         for number in 0..PACED_SENDERS {
-            wires.push(Wire::connect_numbered(number, self.address).await?);
+            wires.push(Wire::connect_numbered(number, self.addresses[number % self.addresses.len()]).await?);
         }
         let mut tasks = JoinSet::new();
         for mut wire in wires {
@@ -131,7 +139,7 @@ impl Load {
                 }
             });
         }
-        collect(tasks, time).await
+        collect(tasks, from, time).await
     }
 
     /// Gives the number of the first message.
@@ -195,7 +203,7 @@ impl Told {
     }
 }
 
-async fn collect(mut tasks: JoinSet<anyhow::Result<Told>>, time: Duration) -> anyhow::Result<Sent> {
+async fn collect(mut tasks: JoinSet<anyhow::Result<Told>>, from: Instant, time: Duration) -> anyhow::Result<Sent> {
     let mut all = Told::new()?;
     while let Some(ended) = tasks.join_next().await {
         let told = ended??;
@@ -205,7 +213,7 @@ async fn collect(mut tasks: JoinSet<anyhow::Result<Told>>, time: Duration) -> an
         all.due.extend(told.due);
     }
     let messages_per_second = all.messages as f64 / time.as_secs_f64();
-    Ok(Sent { messages_per_second, latencies: all.latencies, acknowledged: all.acknowledged, due: all.due })
+    Ok(Sent { messages_per_second, from, latencies: all.latencies, acknowledged: all.acknowledged, due: all.due })
 }
 
 /// Sends, and checks that all of it can be read as it was acknowledged. Nobody else may write to

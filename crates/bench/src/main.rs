@@ -4,6 +4,7 @@
 mod args;
 mod binary;
 mod check;
+mod desk;
 mod generator;
 mod jobs;
 mod load;
@@ -12,6 +13,7 @@ mod plan;
 mod polls;
 mod postgres;
 mod process;
+mod proxy;
 mod report;
 mod stats;
 mod targets;

@@ -46,6 +46,31 @@ pub struct Sizes {
     pub wake_parked: &'static [usize],
     /// Readers of `fanout`.
     pub fanout_readers: &'static [usize],
+    /// Service processes of `replicas`, ascending from 1.
+    pub replicas: &'static [usize],
+    /// Senders of `replicas`, over all processes.
+    pub replica_senders: &'static [usize],
+    /// Parked polls of `replicas`.
+    pub replica_parked: usize,
+    /// Conversations of `desk` that go on at the same time.
+    pub conversations: &'static [usize],
+    /// Service processes of `desk`.
+    pub desk_processes: &'static [usize],
+    /// Clients of `rare`.
+    pub rare_clients: &'static [usize],
+    /// Agents of `acks`.
+    pub ack_agents: &'static [usize],
+    /// Round trips to PostgreSQL of `distance`, in microseconds.
+    pub distances_micros: &'static [u64],
+    /// Service processes of `distance`, ascending from 1.
+    pub distance_processes: &'static [usize],
+    /// Senders of `distance`, and conversations.
+    pub distance_senders: &'static [usize],
+    pub distance_conversations: &'static [usize],
+    /// Opens at once at a far process.
+    pub opens_at_once: usize,
+    /// Senders of `standby`.
+    pub standby_senders: &'static [usize],
     /// Events in the table for `pages`, ascending.
     pub page_events: &'static [u64],
     /// Readers of `pages` from the index; from the tail 4 are added.
@@ -66,6 +91,19 @@ const SMOKE: Sizes = Sizes {
     disk_messages: 10_000,
     wake_parked: &[20],
     fanout_readers: &[20],
+    replicas: &[1, 2],
+    replica_senders: &[8],
+    replica_parked: 20,
+    conversations: &[1, 8],
+    desk_processes: &[1, 2],
+    rare_clients: &[1, 8],
+    ack_agents: &[8],
+    distances_micros: &[1000],
+    distance_processes: &[1, 2],
+    distance_senders: &[16],
+    distance_conversations: &[8],
+    opens_at_once: 50,
+    standby_senders: &[16],
     page_events: &[5_000],
     page_readers: &[1],
     parked: &[100],
@@ -81,6 +119,19 @@ const QUICK: Sizes = Sizes {
     disk_messages: 50_000,
     wake_parked: &[100, 1_000],
     fanout_readers: &[100, 1_000],
+    replicas: &[1, 3],
+    replica_senders: &[3, 48, 192],
+    replica_parked: 1_000,
+    conversations: &[1, 64, 256],
+    desk_processes: &[1, 3],
+    rare_clients: &[1, 64],
+    ack_agents: &[64, 1_000],
+    distances_micros: &[1000],
+    distance_processes: &[1, 3],
+    distance_senders: &[64, 256],
+    distance_conversations: &[64],
+    opens_at_once: 1_000,
+    standby_senders: &[64, 256],
     page_events: &[200_000],
     page_readers: &[1, 16],
     parked: &[2_000, 10_000],
@@ -96,6 +147,19 @@ const FULL: Sizes = Sizes {
     disk_messages: 200_000,
     wake_parked: &[100, 1_000, 10_000],
     fanout_readers: &[100, 1_000],
+    replicas: &[1, 2, 3, 5],
+    replica_senders: &[3, 48, 192],
+    replica_parked: 1_000,
+    conversations: &[1, 64, 256],
+    desk_processes: &[1, 3],
+    rare_clients: &[1, 64, 256],
+    ack_agents: &[64, 1_000],
+    distances_micros: &[500, 1000, 2000],
+    distance_processes: &[1, 3],
+    distance_senders: &[64, 256],
+    distance_conversations: &[64, 256],
+    opens_at_once: 1_000,
+    standby_senders: &[64, 256],
     page_events: &[1_000_000, 10_000_000],
     page_readers: &[1, 16],
     parked: &[10_000, 40_000],

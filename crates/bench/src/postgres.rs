@@ -1,4 +1,4 @@
-//! PostgreSQL servers of the run: the one that everything is measured on. They stop with
+//! PostgreSQL servers of the run: the primary that everything is measured on, and a standby of it. They stop with
 //! this process, however it ends.
 
 mod programs;
@@ -6,6 +6,7 @@ mod settings;
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -49,6 +50,7 @@ is_there "$@" && kill -QUIT "$1"
 
 /// A running server.
 pub struct Postgres {
+    programs: Programs,
     folder: PathBuf,
     socket: PathBuf,
     child: Child,
@@ -68,10 +70,35 @@ impl Postgres {
         let arguments = ["--username", USER, "--encoding=UTF8", "--locale=C", "--data-checksums", "--auth=trust"];
         let mut initdb = programs.command("initdb");
         run(initdb.args(arguments).arg("--pgdata").arg(&data)).await?;
-        Self::serve(&programs, folder, &[]).await
+        Self::serve(programs, folder, &[]).await
     }
 
-    async fn serve(programs: &Programs, folder: PathBuf, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+    /// Copies this server with `pg_basebackup` into `folder` and starts the copy as a standby that follows
+    /// `primary`, a connection string.
+    ///
+    /// # Errors
+    /// When a program fails.
+    pub async fn standby(&self, folder: PathBuf, primary: &str) -> anyhow::Result<Self> {
+        let programs = self.programs.clone();
+        programs.make_folder(&folder)?;
+        let from = format!("host={} port={PORT} user={USER}", self.socket.display());
+        let mut copy = programs.command("pg_basebackup");
+        copy.args(["--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf", "--dbname", &from]);
+        run(copy.arg("--pgdata").arg(folder.join("data"))).await?;
+        Self::serve(programs, folder, &[("primary_conninfo", primary)]).await
+    }
+
+    /// Restarts a standby so that it follows `primary`, a connection string.
+    ///
+    /// # Errors
+    /// When it does not stop or start.
+    pub async fn follow(&mut self, primary: &str) -> anyhow::Result<()> {
+        self.shut_down().await?;
+        *self = Self::serve(self.programs.clone(), self.folder.clone(), &[("primary_conninfo", primary)]).await?;
+        Ok(())
+    }
+
+    async fn serve(programs: Programs, folder: PathBuf, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let socket = socket_folder(&folder);
         programs.make_folder(&socket)?;
         let data = folder.join("data");
@@ -94,7 +121,7 @@ impl Postgres {
             }
             sleep(POLL_PAUSE).await;
         }
-        Ok(Self { folder, socket, child, watcher })
+        Ok(Self { programs, folder, socket, child, watcher })
     }
 
     /// URL of a database, through the socket.
@@ -102,11 +129,29 @@ impl Postgres {
         url_of(&self.socket, database)
     }
 
+    /// Path of the socket itself, for a proxy.
+    pub fn socket(&self) -> PathBuf {
+        self.socket.join(format!(".s.PGSQL.{PORT}"))
+    }
+
+    /// How a standby connects through the socket.
+    pub fn conninfo(&self) -> String {
+        conninfo(&self.socket.display().to_string(), PORT)
+    }
+
     /// Shuts the server down; kills it (SIGQUIT) when that takes too long.
     ///
     /// # Errors
     /// When it does not end.
     pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.shut_down().await?;
+        if !self.socket.starts_with(&self.folder) {
+            fs::remove_dir_all(&self.socket)?;
+        }
+        Ok(())
+    }
+
+    async fn shut_down(&mut self) -> anyhow::Result<()> {
         for signal in [Signal::SIGINT, Signal::SIGQUIT] {
             // The process is not reaped yet, so the pid is still its own.
             if let Some(pid) = self.child.id() {
@@ -115,14 +160,25 @@ impl Postgres {
             if let Ok(ended) = timeout(STOP_MAX, self.child.wait()).await {
                 ended?;
                 self.watcher.kill().await?;
-                if !self.socket.starts_with(&self.folder) {
-                    fs::remove_dir_all(&self.socket)?;
-                }
                 return Ok(());
             }
         }
         bail!("PostgreSQL in {} does not end", self.folder.display())
     }
+}
+
+/// How a standby connects through a proxy.
+pub fn conninfo_at(address: SocketAddr) -> String {
+    conninfo(&address.ip().to_string(), address.port())
+}
+
+fn conninfo(host: &str, port: u16) -> String {
+    format!("host='{host}' port={port} user={USER} sslmode=disable application_name=bench")
+}
+
+/// URL of a database through a proxy on TCP.
+pub fn url_at(address: SocketAddr, database: &str) -> String {
+    format!("postgres://{USER}@{address}/{database}?sslmode=disable")
 }
 
 fn url_of(socket: &Path, database: &str) -> String {

@@ -105,7 +105,7 @@ impl Report {
     /// The targets, one a line for each figure that they bound.
     fn verdicts(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        for target in &TARGETS {
+        for target in TARGETS {
             let measured = self.results.figures.iter().filter(|f| f.target.is_some_and(|t| std::ptr::eq(t, target)));
             let mut is_measured = false;
             for figure in measured {

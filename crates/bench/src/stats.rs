@@ -181,6 +181,35 @@ pub fn count(number: impl TryInto<u64>) -> String {
     grouped(&number.try_into().unwrap_or(u64::MAX).to_string())
 }
 
+/// `1 sender`, `64 senders`.
+pub fn of_senders(number: usize) -> String {
+    plural(number, "sender")
+}
+
+/// `1 connection`, `64 connections`.
+pub fn of_connections(number: usize) -> String {
+    plural(number, "connection")
+}
+
+/// `1 process`, `3 processes`.
+pub fn of_processes(number: usize) -> String {
+    format!("{} process{}", count(number), if number == 1 { "" } else { "es" })
+}
+
+/// `1 conversation`, `64 conversations`.
+pub fn of_conversations(number: usize) -> String {
+    plural(number, "conversation")
+}
+
+/// `1 client`, `64 clients`.
+pub fn of_clients(number: usize) -> String {
+    plural(number, "client")
+}
+
+fn plural(number: usize, noun: &str) -> String {
+    format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
+}
+
 /// Digits with a comma before each third from the end.
 pub fn grouped(digits: &str) -> String {
     let mut text = String::new();

@@ -22,6 +22,21 @@ pub const RAW_SCAN: &str = "raw scan";
 /// Requests that the server which only answers `ok` takes, from as many connections.
 pub const OK_REQUESTS: &str = "ok requests";
 
+/// Of the same job, with one service process; else the same.
+pub const ONE_PROCESS: &str = "one process";
+/// As many senders of messages alone, just before and after.
+pub const PURE_SENDERS: &str = "pure senders";
+/// The same, on the same machine as PostgreSQL.
+pub const NEAR: &str = "near";
+/// The same, without a standby.
+pub const NO_STANDBY: &str = "no standby";
+/// What the `ok` server and multi-row inserts of 100 allow together: 1 / (1/a + 1/b).
+pub const LIMITS: &str = "ok requests and multi-row inserts of 100 together";
+/// The cell of `append` with this many senders.
+pub const SENDERS_64: &str = "64 senders";
+/// A transaction with NOTIFY for each message, a query for each wake.
+pub const NAIVE_POLL: &str = "naive long poll";
+
 /// Which way a figure has to lie.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -83,11 +98,14 @@ impl Target {
 use Bound::{AtLeast, AtMost};
 
 /// All of them.
-pub static TARGETS: [Target; 25] = [
+pub static TARGETS: &[Target] = &[
     absolute("append", "64 senders", "throughput", AtLeast(10.0), "10 times one transaction with NOTIFY per message")
         .beside(NAIVE_HTTP),
     absolute("append", "64 senders", "throughput", AtLeast(0.35), "35 % of multi-row inserts of 100")
         .beside(MULTI_ROW_100),
+    absolute("append", "64 senders", "throughput", AtLeast(0.75), "0.75 of what the two limits allow together")
+        .beside(LIMITS),
+    absolute("append", "256 senders", "throughput", AtLeast(1.0), "at least as many as 64 senders").beside(SENDERS_64),
     absolute("append", "256 senders", "throughput", AtLeast(14.0), "14 times one transaction with NOTIFY per message")
         .beside(NAIVE_HTTP),
     absolute("append", "256 senders", "p99 / p50", AtMost(3.0), "p99 at most 3 times p50"),
@@ -107,6 +125,91 @@ pub static TARGETS: [Target; 25] = [
         "no more database work than with 100 parked (a fifth is noise)",
     )
     .beside("100 parked"),
+    absolute("wake", "1,000 parked, quiet", "p50", AtMost(1.0), "at most that of the naive server").beside(NAIVE_POLL),
+    absolute("wake", "10,000 parked, quiet", "p50", AtMost(1.0), "at most that of the naive server").beside(NAIVE_POLL),
+    absolute("replicas", "3 processes, 48 senders", "throughput", AtLeast(0.85), "0.85 of one process")
+        .beside(ONE_PROCESS),
+    absolute("replicas", "3 processes, 192 senders", "throughput", AtLeast(0.85), "0.85 of one process")
+        .beside(ONE_PROCESS),
+    absolute("replicas", "5 processes, 48 senders", "throughput", AtLeast(0.75), "0.75 of one process")
+        .beside(ONE_PROCESS),
+    absolute("replicas", "5 processes, 192 senders", "throughput", AtLeast(0.75), "0.75 of one process")
+        .beside(ONE_PROCESS),
+    absolute("replicas", "3 processes, 48 senders", "p50", AtMost(1.4), "1.4 times that of one process")
+        .beside(ONE_PROCESS),
+    absolute("replicas", "3 processes, 192 senders", "p50", AtMost(1.4), "1.4 times that of one process")
+        .beside(ONE_PROCESS),
+    absolute(
+        "replicas",
+        "2 processes, 1,000 parked, quiet",
+        "p99 above NOTIFY",
+        AtMost(2.0),
+        "p99 of commit + NOTIFY, plus 2 ms",
+    ),
+    absolute(
+        "replicas",
+        "3 processes, 1,000 parked, quiet",
+        "p99 above NOTIFY",
+        AtMost(2.0),
+        "p99 of commit + NOTIFY, plus 2 ms",
+    ),
+    absolute(
+        "replicas",
+        "5 processes, 1,000 parked, quiet",
+        "p99 above NOTIFY",
+        AtMost(2.0),
+        "p99 of commit + NOTIFY, plus 2 ms",
+    ),
+    absolute(
+        "desk",
+        "64 conversations, 1 process",
+        "throughput",
+        AtLeast(0.5),
+        "operations half of pure senders' messages",
+    )
+    .beside(PURE_SENDERS),
+    absolute(
+        "desk",
+        "64 conversations, 3 processes",
+        "throughput",
+        AtLeast(0.5),
+        "operations half of pure senders' messages",
+    )
+    .beside(PURE_SENDERS),
+    absolute(
+        "desk",
+        "256 conversations, 1 process",
+        "throughput",
+        AtLeast(0.5),
+        "operations half of pure senders' messages",
+    )
+    .beside(PURE_SENDERS),
+    absolute(
+        "desk",
+        "256 conversations, 3 processes",
+        "throughput",
+        AtLeast(0.5),
+        "operations half of pure senders' messages",
+    )
+    .beside(PURE_SENDERS),
+    absolute("rare", "opens, 64 clients", "throughput", AtLeast(0.35), "opens 0.35 of pure sends").beside(PURE_SENDERS),
+    absolute("acks", "64 agents", "throughput", AtLeast(0.6), "events 0.6 of pure sends").beside(PURE_SENDERS),
+    absolute("acks", "1,000 agents", "throughput", AtLeast(0.6), "events 0.6 of pure sends").beside(PURE_SENDERS),
+    absolute("distance", "1 ms away, 1 process, 64 senders", "throughput", AtLeast(0.6), "0.6 of near").beside(NEAR),
+    absolute("distance", "1 ms away, 1 process, 256 senders", "throughput", AtLeast(0.8), "0.8 of near").beside(NEAR),
+    absolute("distance", "1 ms away, 3 processes, 64 senders", "throughput", AtLeast(0.8), "0.8 of one process there")
+        .beside(ONE_PROCESS),
+    absolute("distance", "1 ms away, 3 processes, 256 senders", "throughput", AtLeast(0.8), "0.8 of one process there")
+        .beside(ONE_PROCESS),
+    absolute("distance", "1,000 opens at once, 4 ms away", "answered 200", AtLeast(1000.0), "all are answered 200"),
+    absolute("distance", "1,000 opens at once, 4 ms away", "all answered", AtMost(3.0), "within 3 s"),
+    absolute(
+        "distance",
+        "1,000 opens at once, 4 ms away",
+        "sends meanwhile, p99",
+        AtMost(50.0),
+        "sends at the near process: p99 at most 50 ms",
+    ),
     absolute("fanout", "1,000 readers", "throughput", AtLeast(0.7), "deliveries 70 % of the ok server's requests")
         .beside(OK_REQUESTS),
     absolute("pages", "a, 1,000 a page, cold, 1 reader", "throughput", AtLeast(0.7), "70 % of the raw range scan")

@@ -57,6 +57,13 @@ pub struct Feed {
     pub session: String,
 }
 
+/// An agent or a gateway, and a token of it.
+#[derive(Debug, Clone)]
+pub struct Account {
+    pub id: String,
+    pub token: String,
+}
+
 /// The messages that were filled in: numbers `first..first + count`.
 #[derive(Debug, Clone, Copy)]
 pub struct Filled {
@@ -70,8 +77,8 @@ pub struct World {
     pub address: SocketAddr,
     /// Token of an admin.
     pub admin: String,
-    /// Token of the gateway that opened all sessions.
-    pub gateway: String,
+    /// Token of the gateway that opens the sessions of [`World::feeds`].
+    pub gateway_token: String,
     own: Option<Own>,
     yardsticks: Process,
     folder: PathBuf,
@@ -140,7 +147,7 @@ impl World {
         let mut world = Self {
             address,
             admin,
-            gateway: String::new(),
+            gateway_token: String::new(),
             own,
             yardsticks,
             folder,
@@ -155,7 +162,7 @@ impl World {
     async fn make_gateway(&mut self) -> anyhow::Result<()> {
         let mut wire = Wire::connect(self.address).await?;
         ask(&mut wire, &self.admin, "/admin/gateway", &json!({"Id": GATEWAY})).await?;
-        self.gateway = token(&mut wire, &self.admin, "gateway", GATEWAY).await?;
+        self.gateway_token = token(&mut wire, &self.admin, "gateway", GATEWAY).await?;
         Ok(())
     }
 
@@ -203,9 +210,32 @@ impl World {
         self.own.as_ref().map(|own| own.postgres.url(&own.database))
     }
 
+    /// Name of the service's database, for a URL through a proxy.
+    pub fn database(&self) -> Option<&str> {
+        self.own.as_ref().map(|own| own.database.as_str())
+    }
+
+    /// Our PostgreSQL.
+    pub fn postgres(&self) -> Option<&Postgres> {
+        self.own.as_ref().map(|own| &own.postgres)
+    }
+
+    /// The folder of the run.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Where our PostgreSQL keeps its data.
     pub fn data(&self) -> Option<&Path> {
         self.own.as_ref().map(|_| self.folder.as_path())
+    }
+
+    /// Addresses of all service processes.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        match &self.own {
+            Some(own) => own.services.iter().map(|service| service.address).collect(),
+            None => vec![self.address],
+        }
     }
 
     /// Of the first service process.
@@ -290,7 +320,7 @@ impl World {
     pub async fn feeds(&self, count: usize, tag: &str) -> anyhow::Result<Vec<Feed>> {
         let mut tasks = JoinSet::new();
         for worker in 0..PREPARING.min(count) {
-            let (address, admin, gateway) = (self.address, self.admin.clone(), self.gateway.clone());
+            let (address, admin, gateway) = (self.address, self.admin.clone(), self.gateway_token.clone());
             let name = format!("bench-{}-{tag}", self.run);
             tasks.spawn(async move {
                 let mut wire = Wire::connect(address).await?;
@@ -321,6 +351,55 @@ impl World {
         Ok(feeds)
     }
 
+    /// Creates agents that are online and have no session. `tag` tells them from those of other calls.
+    ///
+    /// # Errors
+    /// When the service refuses something.
+    pub async fn agents(&self, count: usize, tag: &str, max_sessions: u32) -> anyhow::Result<Vec<Account>> {
+        let mut wire = Wire::connect(self.address).await?;
+        let mut agents = Vec::with_capacity(count);
+        for number in 0..count {
+            let id = format!("bench-{}-{tag}-{number}", self.run);
+            let wanted = json!({"Id": id, "Name": id, "MaxSessions": max_sessions, "Status": "online"});
+            ask(&mut wire, &self.admin, "/admin/agent", &wanted).await?;
+            let token = token(&mut wire, &self.admin, "agent", &id).await?;
+            agents.push(Account { id, token });
+        }
+        Ok(agents)
+    }
+
+    /// Creates a gateway. `tag` tells it from those of other calls.
+    ///
+    /// # Errors
+    /// When the service refuses something.
+    pub async fn gateway(&self, tag: &str) -> anyhow::Result<Account> {
+        let mut wire = Wire::connect(self.address).await?;
+        let id = format!("bench-{}-{tag}-gateway", self.run);
+        ask(&mut wire, &self.admin, "/admin/gateway", &json!({"Id": id})).await?;
+        let token = token(&mut wire, &self.admin, "gateway", &id).await?;
+        Ok(Account { id, token })
+    }
+
+    /// Sets agents away: they are assigned no session any more.
+    ///
+    /// # Errors
+    /// When the service refuses something.
+    pub async fn set_away(&self, agents: &[Account]) -> anyhow::Result<()> {
+        let mut wire = Wire::connect(self.address).await?;
+        for agent in agents {
+            ask(&mut wire, &self.admin, "/admin/agent", &json!({"Id": agent.id, "Status": "away"})).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts again with an empty database if it is ours.
+    ///
+    /// # Errors
+    /// As [`World::renew`].
+    pub async fn renew_if_own(&mut self) -> anyhow::Result<()> {
+        if self.own.is_some() { self.renew().await } else { Ok(()) }
+    }
+
     /// Appends so many messages, in arrays of 1,000. Message number n goes to feed n, counted round
     /// ([`check::turn`]).
     ///
@@ -332,7 +411,7 @@ impl World {
         let (batches, done) = (events.div_ceil(FILL_BATCH), Arc::new(AtomicU64::new(0)));
         let mut tasks = JoinSet::new();
         for worker in 0..FILLING {
-            let (address, gateway, sessions) = (self.address, self.gateway.clone(), Arc::clone(&sessions));
+            let (address, gateway, sessions) = (self.address, self.gateway_token.clone(), Arc::clone(&sessions));
             let (done, progress) = (Arc::clone(&done), progress.clone());
             tasks.spawn(async move {
                 let mut wire = Wire::connect(address).await?;
@@ -362,11 +441,9 @@ impl World {
     /// The newest version.
     ///
     /// # Errors
-    /// When the service does not answer.
+    /// As [`head`].
     pub async fn head(&self) -> anyhow::Result<i64> {
-        let mut wire = Wire::connect(self.address).await?;
-        let answered = wire.exchange_ok(&get("/message/query?a=now&wait=0", &self.gateway)).await?;
-        Ok(answered.feed_next)
+        head(self.address, &self.gateway_token).await
     }
 
     /// Waits until the first service process holds at least so many polls.
@@ -401,6 +478,15 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// The newest version of a server.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn head(server: SocketAddr, token: &str) -> anyhow::Result<i64> {
+    let mut wire = Wire::connect(server).await?;
+    Ok(wire.exchange_ok(&get("/message/query?a=now&wait=0", token)).await?.feed_next)
 }
 
 /// How many polls a server holds.

@@ -7,8 +7,8 @@ use crate::{
     generator::generate,
     load::{Load, checked},
     plan::{Plan, Size},
-    stats::{Latencies, Results, count},
-    targets::{COMMIT_AND_OK, MULTI_ROW_100, MULTI_ROW_1000, NAIVE_HTTP, OK_REQUESTS, SINGLE_HTTP},
+    stats::{Latencies, Results, count, of_connections, of_senders},
+    targets::{COMMIT_AND_OK, LIMITS, MULTI_ROW_100, MULTI_ROW_1000, NAIVE_HTTP, OK_REQUESTS, SENDERS_64, SINGLE_HTTP},
     world::{Feed, World},
     yardsticks::{self, BARE_CONNECTIONS_MAX, Bare, tables},
 };
@@ -30,9 +30,11 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
         world.until_alone().await;
     }
     for round in 1..=plan.rounds {
+        let mut of_64 = None;
         for &senders in plan.sizes.senders {
             plan.says(&format!("append, round {round}: {}", of_senders(senders)));
-            cell(world, plan, results, &feeds, &load, senders).await?;
+            let rate = cell(world, plan, results, &feeds, &load, senders, of_64).await?;
+            of_64 = of_64.or((senders == 64).then_some(rate));
         }
         plan.says(&format!("append, round {round}: client Ids, fixed rate, bare yardsticks"));
         let senders = SENDERS_WITH_IDS.min(plan.sizes.senders.iter().copied().max().unwrap_or(1));
@@ -50,7 +52,7 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
     Ok(())
 }
 
-/// One cell of `append` between two halves of its yardsticks, so that what drifts hits both alike.
+/// One cell of `append` between two halves of its yardsticks, so that drift hits both alike. Returns messages/s.
 async fn cell(
     world: &World,
     plan: &Plan,
@@ -58,13 +60,16 @@ async fn cell(
     feeds: &[Feed],
     load: &Load,
     senders: usize,
-) -> anyhow::Result<()> {
+    of_64: Option<f64>,
+) -> anyhow::Result<f64> {
     let before = Beside::measure(world, load, senders, plan.time / 2).await?;
     let sent = checked(world, feeds, load.closed_loop(senders, plan.time)).await?;
     let after = Beside::measure(world, load, senders, plan.time / 2).await?;
 
     let what = of_senders(senders);
-    let beside = Beside::mean(&before, &after);
+    let mut beside = Beside::mean(&before, &after);
+    beside.extend(limits(&beside));
+    beside.extend(of_64.map(|rate| (SENDERS_64, rate)));
     results.push("append", &what, "throughput", "messages/s", sent.messages_per_second, &beside);
     let mut floor = Vec::new();
     if senders == 1
@@ -75,7 +80,13 @@ async fn cell(
     results.push_latencies_beside("append", &what, &sent.latencies, &floor);
     let spread = sent.latencies.at(0.99) / sent.latencies.at(0.5);
     results.push("append", &what, "p99 / p50", "", spread, &[]);
-    Ok(())
+    Ok(sent.messages_per_second)
+}
+
+/// What HTTP and PostgreSQL allow one after the other.
+fn limits(rates: &[(&'static str, f64)]) -> Option<(&'static str, f64)> {
+    let of = |wanted| rates.iter().find(|(name, _)| *name == wanted).map(|(_, rate)| *rate);
+    Some((LIMITS, 1.0 / (1.0 / of(OK_REQUESTS)? + 1.0 / of(MULTI_ROW_100)?)))
 }
 
 /// What was measured just before or after a cell, with as many senders.
@@ -92,7 +103,7 @@ impl Beside {
         let (mut rates, mut floor_ms) = (vec![(OK_REQUESTS, ok.per_second)], None);
         if let Some(url) = world.yardsticks_url() {
             for (name, path) in [(NAIVE_HTTP, "/naive"), (SINGLE_HTTP, "/single")] {
-                let theirs = Load { address: world.yardsticks(), path, ..load.clone() };
+                let theirs = Load { addresses: [world.yardsticks()].into(), path, ..load.clone() };
                 rates.push((name, theirs.closed_loop(senders, time).await?.messages_per_second));
             }
             rates.push((MULTI_ROW_100, yardsticks::multi_row(&url, BATCH, time).await?));
@@ -136,9 +147,9 @@ async fn bare(world: &World, plan: &Plan, results: &mut Results) -> anyhow::Resu
     }
     for (name, path) in [(NAIVE_HTTP, "/naive"), (SINGLE_HTTP, "/single")] {
         let load = Load {
-            address: world.yardsticks(),
+            addresses: [world.yardsticks()].into(),
             path,
-            token: world.gateway.clone(),
+            token: world.gateway_token.clone(),
             sessions: ["nobody's".to_owned()].into(),
             batch: 1,
             with_ids: false,
@@ -200,12 +211,4 @@ pub async fn run_disk(world: &mut World, plan: &Plan, results: &mut Results) -> 
         results.push("disk", &format!("messages of {CONTENT_BYTES} bytes"), "size", "bytes", each, &[]);
     }
     Ok(())
-}
-
-fn of_senders(number: usize) -> String {
-    format!("{} sender{}", count(number), if number == 1 { "" } else { "s" })
-}
-
-fn of_connections(number: usize) -> String {
-    format!("{} connection{}", count(number), if number == 1 { "" } else { "s" })
 }

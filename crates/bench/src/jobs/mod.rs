@@ -1,10 +1,16 @@
 //! What is measured, one job a file.
 
+mod acks;
 mod append;
+mod desk;
+mod distance;
 mod fanout;
 mod history;
 mod parked;
+mod rare;
+mod replicas;
 mod restart;
+mod standby;
 mod wake;
 
 use clap::ValueEnum;
@@ -28,6 +34,12 @@ pub async fn run(args: &BenchArgs, plan: &Plan, world: &mut World, results: &mut
             Job::Disk => append::run_disk(world, plan, results).await,
             Job::Wake => wake::run(world, plan, results).await,
             Job::Fanout => fanout::run(world, plan, results).await,
+            Job::Replicas => replicas::run(world, plan, results).await,
+            Job::Desk => desk::run(world, plan, results).await,
+            Job::Rare => rare::run(world, plan, results).await,
+            Job::Acks => acks::run(world, plan, results).await,
+            Job::Distance => distance::run(world, plan, results).await,
+            Job::Standby => standby::run(world, plan, results).await,
             // One table grows for both.
             Job::Pages | Job::Growth if is_done => continue,
             Job::Pages | Job::Growth => {
@@ -39,6 +51,13 @@ pub async fn run(args: &BenchArgs, plan: &Plan, world: &mut World, results: &mut
         };
         if let Err(error) = done {
             results.fail(job.name(), &error);
+            // It may have left processes behind that the next job does not want.
+            if let Some(url) = world.database_url()
+                && let Err(error) = world.serve(&[url]).await
+            {
+                results.fail(job.name(), &error);
+                return;
+            }
         }
     }
 }

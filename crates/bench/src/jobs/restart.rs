@@ -33,7 +33,7 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
         let stop = CancellationToken::new();
         let sender = Sender {
             address: world.address,
-            gateway: world.gateway.clone(),
+            gateway: world.gateway_token.clone(),
             sessions: feeds.iter().map(|feed| feed.session.clone()).collect(),
             numbers: world.numbers(),
             stop: stop.clone(),

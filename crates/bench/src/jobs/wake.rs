@@ -1,22 +1,22 @@
 //! The job `wake`: parked polls, each on its own feed, and messages at a fixed rate.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use anyhow::Context;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     load::Load,
     plan::Plan,
-    polls::Polls,
+    polls::{Given, Polls},
     stats::{Latencies, Results, count},
-    targets::NOTIFY_ROUND_TRIP,
-    world::{Feed, World},
+    targets::{NAIVE_POLL, NOTIFY_ROUND_TRIP},
+    world::{Feed, World, head},
     yardsticks,
 };
 
 /// Messages a second when it is quiet.
-const QUIET: u32 = 200;
+pub const QUIET: u32 = 200;
 /// PostgreSQL's processes tell their statistics ten seconds after their last transaction, at the latest.
 const STATISTICS_ARE_IN: Duration = Duration::from_millis(10_500);
 
@@ -44,6 +44,11 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
                     results.push("wake", &what, "p99 above NOTIFY", "ms", above, &[]);
                     push_notify(results, &what, notify);
                 }
+                if rate == QUIET
+                    && let Some(naive) = naive(world, plan, parked).await?
+                {
+                    beside.push((NAIVE_POLL, naive));
+                }
                 results.push_latencies_beside("wake", &what, &woken.latencies, &beside);
                 if let Some(transactions) = woken.transactions_per_second {
                     let few = *of_fewest.get_or_insert(transactions);
@@ -56,11 +61,27 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
     Ok(())
 }
 
+/// p50 of the naive server, in ms, with as many parked polls in a cell like ours.
+async fn naive(world: &World, plan: &Plan, parked: usize) -> anyhow::Result<Option<f64>> {
+    if world.yardsticks_url().is_none() {
+        return Ok(None);
+    }
+    let feed = |number: usize| format!("feed-{number}");
+    let feeds: Vec<Feed> =
+        (0..parked).map(|number| Feed { agent: feed(number), token: feed(number), session: feed(number) }).collect();
+    let server = world.yardsticks();
+    let polls = Polls::park_at(server, "", &feeds, head(server, "").await?).await?;
+    let load = Load { addresses: [server].into(), ..Load::on(world, &feeds) };
+    let sent = load.open_loop(QUIET, plan.time).await?;
+    let given = polls.end(world, sent.acknowledged).await?;
+    Ok(Some(since_due(&sent.due, given)?.at(0.5)))
+}
+
 fn offered(rate: u32) -> String {
     format!("{} messages/s", count(rate))
 }
 
-fn push_notify(results: &mut Results, what: &str, notify: &Latencies) {
+pub fn push_notify(results: &mut Results, what: &str, notify: &Latencies) {
     let name = format!("{NOTIFY_ROUND_TRIP}, before {what}");
     for (metric, quantile) in [("p50", 0.5), ("p99", 0.99)] {
         results.push_yardstick(&name, metric, "ms", notify.at(quantile));
@@ -87,22 +108,36 @@ impl Cell<'_> {
     /// # Errors
     /// When a reader was given something else than was acknowledged.
     pub async fn measure(&self, world: &World) -> anyhow::Result<Woken> {
-        let polls = Polls::park(world, self.feeds, world.head().await?).await?;
+        self.measure_at(world, world.address).await
+    }
+
+    /// As [`Cell::measure`], with the polls at a service process of choice.
+    ///
+    /// # Errors
+    /// As [`Cell::measure`].
+    pub async fn measure_at(&self, world: &World, reader: SocketAddr) -> anyhow::Result<Woken> {
+        let polls = Polls::park_at(reader, &world.admin, self.feeds, world.head().await?).await?;
         let url = world.database_url().filter(|_| self.counts_transactions);
         let before = settled_transactions(url.as_deref()).await?;
         let sent = Load::on(world, self.feeds).open_loop(self.rate, self.time).await?;
         let after = settled_transactions(url.as_deref()).await?;
         let given = polls.end(world, sent.acknowledged).await?;
 
-        let due: HashMap<u64, _> = sent.due.into_iter().collect();
-        let mut latencies = Latencies::new()?;
-        for message in given {
-            let due = due.get(&message.number).context("a message that was never due")?;
-            latencies.record(message.at.saturating_duration_since(*due));
-        }
+        let latencies = since_due(&sent.due, given)?;
         let transactions = before.zip(after).map(|(before, after)| (after - before) as f64 / self.time.as_secs_f64());
         Ok(Woken { latencies, transactions_per_second: transactions })
     }
+}
+
+/// From the moment at which each message was due to the last byte of the poll that brought it.
+fn since_due(due: &[(u64, Instant)], given: Vec<Given>) -> anyhow::Result<Latencies> {
+    let due: HashMap<u64, Instant> = due.iter().copied().collect();
+    let mut latencies = Latencies::new()?;
+    for message in given {
+        let due = due.get(&message.number).context("a message that was never due")?;
+        latencies.record(message.at.saturating_duration_since(*due));
+    }
+    Ok(latencies)
 }
 
 async fn settled_transactions(url: Option<&str>) -> anyhow::Result<Option<i64>> {

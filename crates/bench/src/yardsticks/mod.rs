@@ -143,6 +143,21 @@ pub async fn notify_round_trip(url: &str, time: Duration) -> anyhow::Result<Late
     Ok(latencies)
 }
 
+/// Round trips of `select 1`.
+///
+/// # Errors
+/// When the database cannot be reached.
+pub async fn round_trip(url: &str, time: Duration) -> anyhow::Result<Latencies> {
+    let mut connection = tables::connect(url).await?;
+    let (started, mut latencies) = (Instant::now(), Latencies::new()?);
+    while started.elapsed() < time {
+        let begun = Instant::now();
+        tables::select_one(&mut connection).await?;
+        latencies.record(begun.elapsed());
+    }
+    Ok(latencies)
+}
+
 /// Makes the table of the raw scan hold `rows` rows in `feeds` feeds.
 ///
 /// # Errors

@@ -1,7 +1,10 @@
 //! All SQL of the benchmark: the yardsticks' tables, as small as they can be, in a database of their own; and
 //! questions to the service's database.
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    str::FromStr,
+    time::{Duration, Instant},
+};
 
 use futures_util::TryStreamExt;
 use sqlx::{
@@ -275,6 +278,43 @@ pub async fn make_wal(url: &str, segments: u32) -> Result<()> {
     connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await?;
     connection.execute("checkpoint").await?;
     connection.close().await
+}
+
+/// Makes commits wait for the standby `bench`, or no longer; returns when that is so.
+///
+/// # Errors
+/// When the server refuses it, or the standby does not stream within a minute.
+pub async fn set_synchronous(url: &str, is_synchronous: bool) -> Result<()> {
+    const CHANGED: &str = "
+        select current_setting('synchronous_standby_names') = $1
+           and ($1 = '' or exists (select from pg_stat_replication
+                                   where application_name = $1 and state = 'streaming' and sync_state = 'sync'))";
+    let names = if is_synchronous { "bench" } else { "" };
+    let mut connection = connect(url).await?;
+    let statement = format!("alter system set synchronous_standby_names = '{names}'");
+    // One by one: ALTER SYSTEM cannot run in a transaction block.
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await?;
+    connection.execute("select pg_reload_conf()").await?;
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let is_changed: bool = sqlx::query_scalar(CHANGED).bind(names).fetch_one(&mut connection).await?;
+        if is_changed {
+            return connection.close().await;
+        }
+        if Instant::now() > until {
+            return Err(sqlx::Error::Protocol("the standby does not stream".to_owned()));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// One round trip: the simple protocol.
+///
+/// # Errors
+/// When the connection is lost.
+pub async fn select_one(connection: &mut PgConnection) -> Result<()> {
+    connection.execute(sqlx::raw_sql("select 1")).await?;
+    Ok(())
 }
 
 /// Bytes on disk of all tables of the service, with their indexes.
