@@ -49,6 +49,9 @@ pub struct BenchArgs {
     /// Where the run creates its folder, with the PostgreSQL of the run [default: the system's folder for temporary files].
     #[arg(long, env = "DESKFEED_DATA")]
     pub data: Option<PathBuf>,
+    /// Conversations that the job `demo` plays, as `deskfeed demo --dialogues` reads them [default: the demo's own].
+    #[arg(long)]
+    pub dialogues: Option<PathBuf>,
     #[command(flatten)]
     pub postgres: PostgresArgs,
     /// Measures a running service instead of starting one. It should have no agents but the benchmark's own.
@@ -74,6 +77,7 @@ pub enum Job {
     Acks,
     Distance,
     Standby,
+    Demo,
     Pages,
     Parked,
     Restart,
@@ -94,6 +98,7 @@ impl Job {
             Self::Acks => "acks",
             Self::Distance => "distance",
             Self::Standby => "standby",
+            Self::Demo => "demo",
             Self::Pages => "pages",
             Self::Parked => "parked",
             Self::Restart => "restart",

@@ -1,7 +1,7 @@
-//! What the messages of a run say, and whether readers were told it: once, unchanged, in order and
-//! under the version that the sender was given. A run in which that fails gives no figures.
+//! The content of the run's messages, and the check that readers received it: once, unchanged, in order, and under
+//! the version that the sender was answered with. A job in which the check fails has no figures.
 
-use std::{borrow::Cow, net::SocketAddr};
+use std::{borrow::Cow, collections::HashSet, net::SocketAddr};
 
 use anyhow::{Context, bail, ensure};
 use memchr::memmem;
@@ -15,13 +15,15 @@ use crate::{
 
 /// Bytes of every message.
 pub const CONTENT_BYTES: usize = 300;
+/// Missing messages that an error names.
+const MISSING_SHOWN: usize = 5;
 /// Digits of the number that begins every message.
 const NUMBER_DIGITS: usize = 20;
 const PADDING: &str = " Where is my parcel? It was promised for today. ";
-/// Connections that read everything back.
+/// Connections that read everything back after a cell.
 const READERS: usize = 4;
 
-/// What message `number` says: different for every number.
+/// The content of message `number`, different for every number.
 pub fn content(number: u64) -> String {
     let mut text = format!("{number:0NUMBER_DIGITS$}");
     text.reserve(CONTENT_BYTES);
@@ -58,15 +60,15 @@ pub fn batch(sessions: &[String], first: u64, count: u64) -> Vec<u8> {
     body
 }
 
-/// Which of `among` sessions message `number` goes to.
+/// The session, of `among`, that message `number` goes to.
 pub fn turn(number: u64, among: usize) -> usize {
     usize::try_from(number % among.max(1) as u64).unwrap_or(0)
 }
 
-/// The versions in an answer to `/message/send`, in order.
+/// Returns the versions in an answer to `/message/send`, in order.
 ///
 /// # Errors
-/// When a message was refused, or kept for a queued session, which has no version yet.
+/// When a message was refused, or stored for a queued session, where it has no version yet.
 pub fn versions_of(body: &[u8]) -> anyhow::Result<Vec<i64>> {
     let versions: Vec<i64> = versions_in(body).collect::<anyhow::Result<_>>()?;
     let refused = versions.is_empty() || body.windows(7).any(|window| window == b"\"code\":");
@@ -74,7 +76,7 @@ pub fn versions_of(body: &[u8]) -> anyhow::Result<Vec<i64>> {
     Ok(versions)
 }
 
-/// The versions that stand in an answer, in order, whatever else does. No content of ours can look like one.
+/// Returns all versions in an answer, in order. No content of ours contains the pattern.
 pub fn versions_in(body: &[u8]) -> impl Iterator<Item = anyhow::Result<i64>> {
     const NAME: &[u8] = b"\"Version\":";
     memmem::find_iter(body, NAME).map(|at| {
@@ -128,7 +130,7 @@ pub fn messages_of(body: &[u8]) -> anyhow::Result<Vec<(i64, u64)>> {
     Ok(messages)
 }
 
-/// What senders were told.
+/// Messages that were acknowledged to senders.
 #[derive(Debug, Default)]
 pub struct Acknowledged {
     /// (version, number)
@@ -136,7 +138,7 @@ pub struct Acknowledged {
 }
 
 impl Acknowledged {
-    /// Message `number` was acknowledged as `version`.
+    /// Records that message `number` was acknowledged as `version`.
     pub fn note(&mut self, number: u64, version: i64) {
         self.told.push((version, number));
     }
@@ -156,11 +158,11 @@ impl Acknowledged {
         versions
     }
 
-    /// Reads all that the feeds hold after version `after`: it must be what was acknowledged, no
-    /// less and no more, each message in the feed that its number says ([`turn`]).
+    /// Reads everything in the feeds after version `after`. It must be exactly what was acknowledged, each message in
+    /// the feed that its number determines ([`turn`]).
     ///
     /// # Errors
-    /// With what is wrong.
+    /// Describes the first difference.
     pub async fn check(self, address: SocketAddr, feeds: &[Feed], after: i64) -> anyhow::Result<()> {
         let mut tasks = JoinSet::new();
         for reader in 0..READERS {
@@ -183,10 +185,10 @@ impl Acknowledged {
         self.compare(&read)
     }
 
-    /// Whether the feeds, as (version, number) each, hold what was acknowledged.
+    /// Checks that the feeds, as (version, number) each, hold what was acknowledged.
     ///
     /// # Errors
-    /// With what is wrong.
+    /// Describes the first difference.
     pub fn compare(mut self, feeds: &[Vec<(i64, u64)>]) -> anyhow::Result<()> {
         self.told.sort_unstable();
         let distinct = self.told.windows(2).all(|pair| pair[0].0 < pair[1].0);
@@ -200,17 +202,25 @@ impl Acknowledged {
                 ensure!(turn(*number, feeds.len()) == position, "message {number} is in another feed than its own");
             }
         }
-        // Each read is one that was told, and none was read twice: equal counts mean equal sets.
+        // Every message read was acknowledged, and none was read twice: equal counts mean equal sets.
         let found: usize = feeds.iter().map(Vec::len).sum();
-        ensure!(found == self.told.len(), "{} messages were acknowledged, {found} can be read", self.told.len());
+        if found != self.told.len() {
+            let read: HashSet<i64> = feeds.iter().flatten().map(|(version, _)| *version).collect();
+            let missing = self.told.iter().filter(|(version, _)| !read.contains(version)).take(MISSING_SHOWN);
+            bail!(
+                "{} messages were acknowledged, {found} can be read; missing (version, number): {:?}",
+                self.told.len(),
+                missing.collect::<Vec<_>>()
+            );
+        }
         Ok(())
     }
 }
 
-/// The messages of a feed after a version, in pages of 1,000.
+/// Reads the messages of a feed after a version, in pages of 1,000.
 ///
 /// # Errors
-/// When the order or a content is wrong.
+/// When the order or the content of a message is wrong.
 pub async fn read_after(wire: &mut Wire, feed: &Feed, after: i64) -> anyhow::Result<Vec<(i64, u64)>> {
     let mut all = Vec::new();
     let (mut next, mut more) = (after, true);

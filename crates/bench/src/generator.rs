@@ -1,12 +1,12 @@
-//! The threads that requests are sent from: half as many as the machine has cores. Service and
-//! PostgreSQL need the others, and senders spread over all of them wake each other for nothing: on two
-//! cores one thread sends up to a tenth more than two, to us and to the yardsticks.
+//! The threads of the senders: half as many as the machine has cores. Service and PostgreSQL need the others, and
+//! senders on all cores mostly wake each other: on two cores, one thread sends up to a tenth more than two, to the
+//! service and to the yardsticks.
 
 use std::num::NonZeroUsize;
 
 use tokio::runtime::{Builder, Runtime};
 
-/// Does `work` on such threads, with whatever it spawns.
+/// Runs `work`, and everything that it spawns, on the senders' threads.
 ///
 /// # Errors
 /// As `work`, or when no thread can be started.
@@ -20,7 +20,7 @@ pub async fn generate<T: Send + 'static>(
     working.await?
 }
 
-/// A runtime that may be dropped by a task of another.
+/// A runtime that may be dropped inside another one.
 struct Threads(Option<Runtime>);
 
 impl Drop for Threads {
@@ -31,7 +31,7 @@ impl Drop for Threads {
     }
 }
 
-/// So many threads, or as many as there are cores.
+/// Starts a runtime with `threads` threads, else one per core.
 ///
 /// # Errors
 /// When they cannot be started.

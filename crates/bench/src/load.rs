@@ -1,4 +1,4 @@
-//! Senders: in a closed loop (each sends again when it is answered) or at a fixed rate.
+//! Senders, in a closed loop (each sends again as soon as it is answered) or at a fixed rate.
 
 use std::{
     net::SocketAddr,
@@ -13,7 +13,7 @@ use anyhow::ensure;
 use tokio::{
     sync::{Mutex, mpsc},
     task::JoinSet,
-    time::Instant,
+    time::{Instant, sleep},
 };
 use uuid::Uuid;
 
@@ -25,11 +25,13 @@ use crate::{
     world::{Feed, World},
 };
 
-/// Senders that share a fixed rate: enough for a stall of some ten milliseconds at 1,000/s; longer
-/// ones show in the latencies all the same, which count from the intended time.
+/// Senders that share a fixed rate: enough to absorb a stall of tens of milliseconds at 1,000/s. Longer stalls still
+/// show in the latencies, which count from the intended time.
 const PACED_SENDERS: usize = 64;
+/// Pause before a retry.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
-/// Where to send to and what. Message number n goes to session n, counted round.
+/// Where to send, and what. Message n goes to session n modulo the number of sessions.
 #[derive(Clone)]
 pub struct Load {
     /// The senders are divided over these.
@@ -37,21 +39,23 @@ pub struct Load {
     pub path: &'static str,
     pub token: String,
     pub sessions: Arc<[String]>,
-    /// Messages in a request; 1: not as an array.
+    /// Messages per request; 1: a single object instead of an array.
     pub batch: usize,
-    /// Whether each message has an `Id` of the client's.
+    /// Whether each message has a client-generated `Id`.
     pub with_ids: bool,
+    /// Whether a message that is answered with 503 is sent again; for messages with `Id`s.
+    pub retries: bool,
     pub numbers: Arc<AtomicU64>,
 }
 
-/// What a cell gave.
+/// Results of a cell.
 pub struct Sent {
     pub messages_per_second: f64,
     /// When the measured time began.
     pub from: Instant,
     pub latencies: Latencies,
     pub acknowledged: Acknowledged,
-    /// When each message was due, by its number, where a rate is fixed.
+    /// Number of each message and the moment it was due; only at a fixed rate.
     pub due: Vec<(u64, Instant)>,
 }
 
@@ -65,6 +69,7 @@ impl Load {
             sessions: feeds.iter().map(|feed| feed.session.clone()).collect(),
             batch: 1,
             with_ids: false,
+            retries: false,
             numbers: world.numbers(),
         }
     }
@@ -74,8 +79,8 @@ impl Load {
         Self { addresses: world.addresses().into(), ..Self::on(world, feeds) }
     }
 
-    /// So many senders, each of which sends again when it is answered. Measured after a tenth of
-    /// the time: throughput by the answers within it, latencies by the requests begun in it.
+    /// Runs `senders` senders, each of which sends again as soon as it is answered. The first tenth is not measured.
+    /// Throughput counts the answers within the measured time, latencies the requests that began in it.
     ///
     /// # Errors
     /// When a message is refused or a connection ends.
@@ -113,8 +118,8 @@ impl Load {
         collect(tasks, from, time).await
     }
 
-    /// So many messages a second, whatever the answers. Latencies count from the moment at which a
-    /// message was due, so that a stall is seen by all who were due in it.
+    /// Sends at a fixed rate, regardless of the answers. Latencies count from the moment a message was due, so a stall
+    /// shows in all messages that were due in it.
     ///
     /// # Errors
     /// As [`Load::closed_loop`].
@@ -142,10 +147,16 @@ impl Load {
         collect(tasks, from, time).await
     }
 
-    /// Gives the number of the first message.
+    /// Returns the number of the first message.
     async fn send(&self, wire: &mut Wire, acknowledged: &mut Acknowledged) -> anyhow::Result<u64> {
         let first = self.numbers.fetch_add(self.batch as u64, Ordering::Relaxed);
-        let answered = wire.exchange_ok(&self.request(first)).await?;
+        let request = self.request(first);
+        let mut answered = wire.exchange(&request).await?;
+        while self.retries && answered.status == 503 {
+            sleep(RETRY_PAUSE).await;
+            answered = wire.exchange(&request).await?;
+        }
+        answered.check()?;
         let versions = versions_of(&answered.body)?;
         ensure!(versions.len() == self.batch, "{} messages were answered with {}", self.batch, versions.len());
         for (number, version) in (first..).zip(versions) {
@@ -165,18 +176,18 @@ impl Load {
     }
 }
 
-/// The moments of a fixed rate, each given out when it has come. A thread of its own keeps them,
-/// because the runtime's timers are as coarse as the latencies to be measured (1 ms).
+/// Yields the moments of a fixed rate as they pass. A dedicated thread keeps the time, because the runtime's timers
+/// are as coarse (1 ms) as the latencies to be measured.
 ///
 /// # Errors
 /// When there are too many.
 pub fn pace(rate: u32, time: Duration) -> anyhow::Result<Arc<Mutex<mpsc::Receiver<Instant>>>> {
     let total = u32::try_from(time.as_millis() * u128::from(rate) / 1000)?.max(1);
-    // Room for all: the thread never waits for the senders.
+    // The channel holds all of them: the thread never waits for the senders.
     let (give, due) = mpsc::channel(usize::try_from(total)?);
     let start = Instant::now() + Duration::from_millis(20);
     let gap = Duration::from_secs(1) / rate;
-    // Ends by itself; nobody has to wait for it.
+    // Ends by itself; nothing needs to join it.
     drop(std::thread::spawn(move || {
         for turn in 0..total {
             let at = start + gap * turn;
@@ -189,7 +200,7 @@ pub fn pace(rate: u32, time: Duration) -> anyhow::Result<Arc<Mutex<mpsc::Receive
     Ok(Arc::new(Mutex::new(due)))
 }
 
-/// What one sender has to tell.
+/// Results of one sender.
 struct Told {
     acknowledged: Acknowledged,
     latencies: Latencies,
@@ -216,11 +227,10 @@ async fn collect(mut tasks: JoinSet<anyhow::Result<Told>>, from: Instant, time: 
     Ok(Sent { messages_per_second, from, latencies: all.latencies, acknowledged: all.acknowledged, due: all.due })
 }
 
-/// Sends, and checks that all of it can be read as it was acknowledged. Nobody else may write to
-/// `feeds` meanwhile.
+/// Sends, then checks that everything can be read as it was acknowledged. Nothing else may write to `feeds` meanwhile.
 ///
 /// # Errors
-/// As `sending`, or with what is wrong.
+/// As `sending`, or when a message is missing, changed or unexpected.
 pub async fn checked(
     world: &World,
     feeds: &[Feed],

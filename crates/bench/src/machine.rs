@@ -1,4 +1,4 @@
-//! The machine, and what a process takes of it.
+//! The machine, and the resources that a process uses.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
@@ -12,15 +12,15 @@ pub fn rss_bytes(pid: u32) -> Option<u64> {
 /// Processor time that a process has used, to 10 ms.
 pub fn cpu_time(pid: u32) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything; fields are counted from behind it.
+    // The name in parentheses may contain anything; the fields follow it.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
-    // 100 ticks a second on every Linux of today.
+    // 100 ticks a second on every current Linux.
     Some(Duration::from_millis(ticks * 10))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the date of the run, once")]
-/// What figures depend on. `data` is where the database lies.
+/// Describes what figures depend on. `data` is the folder of the database.
 pub fn description(data: Option<&Path>) -> BTreeMap<String, String> {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let mut described = BTreeMap::from([
@@ -40,7 +40,7 @@ pub fn description(data: Option<&Path>) -> BTreeMap<String, String> {
     described
 }
 
-/// The kind of file system that a path lies on. On `tmpfs` a commit flushes nothing.
+/// The type of the file system that holds a path. On `tmpfs` a commit flushes nothing.
 pub fn file_system(path: &Path) -> String {
     let mounts = read("/proc/self/mounts");
     let found = mounts
@@ -50,27 +50,27 @@ pub fn file_system(path: &Path) -> String {
             Some((words.next()?, words.next()?))
         })
         .filter(|(place, _)| path.starts_with(place))
-        // Of mounts on one place the last is the one that shows.
+        // The last of several mounts on one place is the visible one.
         .max_by_key(|(place, _)| place.len());
     found.map_or_else(|| "unknown".to_owned(), |(_, kind)| kind.to_owned())
 }
 
-/// The first port that the kernel gives to connections by itself.
+/// The first port of the kernel's ephemeral range.
 pub fn first_ephemeral_port() -> u16 {
     let range = read("/proc/sys/net/ipv4/ip_local_port_range");
     range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32_768)
 }
 
-/// Files that this process, and each that it starts, may have open.
+/// The limit of open files of this process and its children.
 pub fn open_files_max() -> u64 {
     use nix::sys::resource::{Resource, getrlimit};
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
 }
 
-/// Raises the limit of open files as far as it goes: each connection is one.
+/// Raises the limit of open files as far as possible: each connection needs one.
 pub fn raise_open_files() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    /// Plenty for the largest job, which the root of a machine may have.
+    /// Enough for the largest job; root may set it.
     const WANTED: u64 = 200_000;
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
     let raised = soft < WANTED && setrlimit(Resource::RLIMIT_NOFILE, WANTED, WANTED.max(hard)).is_ok();
@@ -79,7 +79,7 @@ pub fn raise_open_files() {
     }
 }
 
-/// The compiler writes its version into every program.
+/// The compiler's version, which it writes into every program.
 fn compiler() -> Option<String> {
     const SAID: &[u8] = b"rustc version ";
     let program = fs::read(std::env::current_exe().ok()?).ok()?;

@@ -1,4 +1,4 @@
-//! How large the jobs are, how long their cells take, and who is told how far they are.
+//! The sizes of the jobs, the duration of their cells, and progress output.
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use crate::args::BenchArgs;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Size {
-    /// Seconds in all: does it work?
+    /// About a minute in total: does it work?
     Smoke,
-    /// A few minutes.
+    /// About half an hour.
     Quick,
-    /// As large as the targets say: up to ten million events, an hour.
+    /// The sizes of the targets, up to ten million events: some hours.
     Full,
 }
 
-/// What the jobs of a run do.
+/// What a run measures.
 pub struct Plan {
     pub size: Size,
     pub sizes: Sizes,
@@ -29,14 +29,14 @@ pub struct Plan {
     pub progress: ProgressBar,
 }
 
-/// How many of what.
+/// The sizes of the jobs.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
-    /// Feeds that are written to by the jobs that send.
+    /// Feeds that senders write to.
     pub feeds: usize,
     /// Senders of `append`.
     pub senders: &'static [usize],
-    /// Messages a second where a rate is fixed.
+    /// Messages a second at a fixed rate.
     pub rate: u32,
     /// Senders of `batch`.
     pub batch_senders: &'static [usize],
@@ -73,7 +73,7 @@ pub struct Sizes {
     pub standby_senders: &'static [usize],
     /// Events in the table for `pages`, ascending.
     pub page_events: &'static [u64],
-    /// Readers of `pages` from the index; from the tail 4 are added.
+    /// Readers of `pages`, by index; the tail is also read by 4.
     pub page_readers: &'static [usize],
     /// Parked polls of `parked`, ascending.
     pub parked: &'static [usize],
@@ -188,7 +188,7 @@ impl Plan {
         }
     }
 
-    /// Says what is done now.
+    /// Shows what is being done.
     pub fn says(&self, what: &str) {
         self.progress.set_message(what.to_owned());
     }

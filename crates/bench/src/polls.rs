@@ -1,4 +1,4 @@
-//! Parked clients, each on a connection of its own.
+//! Polling clients, each on its own connection.
 
 use std::{
     net::SocketAddr,
@@ -22,25 +22,25 @@ use crate::{
     world::{Feed, World, until_parked},
 };
 
-/// Longest `wait`, in seconds: polls stay parked for as long as a cell takes.
+/// The longest `wait`, in seconds: polls stay parked for a whole cell.
 const WAIT: u64 = 60;
 /// How long the last message may take to reach its reader.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Connections are made so many at a time, as from so many machines.
+/// Clients connect in groups of this size.
 const ARRIVING: usize = 256;
-/// A client whose connection was lost comes back after 20 to 40 ms, spread.
+/// A client that lost its connection reconnects after 20 to 40 ms.
 const COMES_BACK_MS: u64 = 20;
 
-/// A message that a reader was given.
+/// A message that a reader received.
 #[derive(Debug, Clone, Copy)]
 pub struct Given {
     pub version: i64,
     pub number: u64,
-    /// When the last byte of its answer was there.
+    /// When the last byte of its answer arrived.
     pub at: Instant,
 }
 
-/// Clients that poll without end. They end with this.
+/// Clients that poll until this is dropped.
 pub struct Polls {
     clients: JoinSet<anyhow::Result<Client>>,
     feeds: usize,
@@ -49,7 +49,7 @@ pub struct Polls {
 }
 
 impl Polls {
-    /// Parks a client on each of `feeds` from version `after` on, and waits until the service holds them all.
+    /// Starts a client on each of `feeds` from version `after`, and waits until the service has parked all of them.
     ///
     /// # Errors
     /// When one cannot be parked.
@@ -57,7 +57,7 @@ impl Polls {
         Self::park_at(world.address, &world.admin, feeds, after).await
     }
 
-    /// [`Polls::park`] at a server of choice. `token` may read its metrics.
+    /// As [`Polls::park`], at a given server. `token` may read its metrics.
     ///
     /// # Errors
     /// When one cannot be parked.
@@ -86,11 +86,11 @@ impl Polls {
         Ok(polls)
     }
 
-    /// Waits until all that was acknowledged has reached the readers, and ends them. They must have
-    /// been given just that.
+    /// Waits until everything that was acknowledged has reached the readers, and stops them. They must have received
+    /// exactly that.
     ///
     /// # Errors
-    /// With what is wrong.
+    /// Describes the first difference.
     pub async fn end(mut self, world: &World, acknowledged: Acknowledged) -> anyhow::Result<Vec<Given>> {
         let until = Instant::now() + PATIENCE;
         while self.delivered.load(Ordering::Relaxed) < acknowledged.count() as u64 && Instant::now() < until {
@@ -109,7 +109,7 @@ impl Polls {
         Ok(all)
     }
 
-    /// What a client has to say, rather than that one is missing.
+    /// Returns a client's own error, which says more than that a client is missing.
     async fn why(mut self, missing: anyhow::Error) -> anyhow::Error {
         self.stop.cancel();
         while let Some(ended) = self.clients.join_next().await {
@@ -131,11 +131,11 @@ struct Client {
     given: Vec<Given>,
 }
 
-/// Why a poll gave nothing.
+/// Why a poll failed.
 enum Failed {
-    /// The service went away, or said that it goes.
+    /// The service is gone or draining.
     Gone,
-    /// It does not do what it should.
+    /// The service misbehaved.
     Wrong(anyhow::Error),
 }
 
@@ -165,7 +165,7 @@ impl Client {
         }
     }
 
-    /// One poll; gives how many messages came.
+    /// Polls once; returns the number of messages.
     async fn poll(&mut self, wire: &mut Option<Wire>) -> Result<u64, Failed> {
         let open = match wire {
             Some(open) => open,

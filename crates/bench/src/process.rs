@@ -1,5 +1,5 @@
-//! Processes of the run: the service under test, and the server of yardsticks, which is this program again. Their
-//! memory and processor time are theirs alone.
+//! Child processes: the service under test, and the server of yardsticks, which is this program again. As separate
+//! processes their memory and processor time can be told apart.
 
 use std::{
     net::SocketAddr,
@@ -17,7 +17,7 @@ use tokio::{
 
 /// How long a process may take to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Settings of the operator's own service, which must not reach ours.
+/// Settings of the operator's own service, removed from the children's environment.
 const SETTINGS: [&str; 13] = [
     "DATABASE_URL",
     "DATABASE_URL_FILE",
@@ -34,18 +34,18 @@ const SETTINGS: [&str; 13] = [
     "DESKFEED_LOG_FORMAT",
 ];
 
-/// A process that serves.
+/// A running server.
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
-    /// When it said that it serves.
+    /// When it reported its address.
     pub served: Instant,
-    /// Kept open: what it may still say must go somewhere.
+    /// Kept open, so that the process can still write.
     _said: Lines<BufReader<ChildStdout>>,
 }
 
 impl Process {
-    /// Starts a program and waits until it says where it serves. It logs to `log`.
+    /// Starts a program and waits until it reports its address. It logs to `log`.
     ///
     /// # Errors
     /// With its log, when it does not serve.
@@ -82,7 +82,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Ends it as an operator does.
+    /// Stops it with SIGTERM.
     ///
     /// # Errors
     /// When it does not end in time.
@@ -96,7 +96,7 @@ impl Process {
     }
 }
 
-/// From a line such as `deskfeed serves http://127.0.0.1:8080 (...)`.
+/// Reads the address from a line such as `deskfeed serves http://127.0.0.1:8080 (...)`.
 async fn address(said: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<SocketAddr> {
     while let Some(line) = said.next_line().await? {
         if let Some((_, address)) = line.split_once("http://") {

@@ -1,4 +1,4 @@
-//! What a run has to tell: a table for people, JSON for programs, both as files.
+//! The report of a run: a table for people, JSON for programs, both also as files.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
@@ -38,7 +38,7 @@ pub async fn machine(world: &World) -> BTreeMap<String, String> {
             }
         }
         Err(error) => {
-            described.insert("postgresql".to_owned(), format!("does not tell: {error}"));
+            described.insert("postgresql".to_owned(), format!("cannot be asked: {error}"));
         }
     }
     described
@@ -90,10 +90,10 @@ impl Report {
         lines.extend(self.results.left_out.iter().map(|what| format!("left out  {what}")));
         lines.extend(self.results.failures.iter().map(|what| format!("FAILED    {what}")));
         if self.machine.get("file system").is_some_and(|kind| kind == "tmpfs") {
-            lines.push("NOTE      the data lie in memory (tmpfs): no commit was flushed; use --data".to_owned());
+            lines.push("NOTE      the data are in memory (tmpfs): no commit was flushed; use --data".to_owned());
         }
         if cfg!(debug_assertions) {
-            lines.push("NOTE      this is a debug build: its figures say little".to_owned());
+            lines.push("NOTE      this is a debug build: its figures mean little".to_owned());
         }
         lines.push(format!(
             "{:?}, {} round(s) of {} s a cell; figures are medians",
@@ -102,7 +102,7 @@ impl Report {
         lines.join("\n") + "\n"
     }
 
-    /// The targets, one a line for each figure that they bound.
+    /// One line for each target and figure that it bounds.
     fn verdicts(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for target in TARGETS {
@@ -131,7 +131,7 @@ impl Figure {
     }
 }
 
-/// A figure, or its ratio to a yardstick, and what its target says of it.
+/// Formats a figure, or its ratio to a yardstick, with the verdict of its target.
 fn line(figure: &Figure) -> String {
     let judged = match (figure.target, figure.met) {
         (Some(target), Some(true)) => format!("   target {} met", target.bound_text()),
@@ -144,7 +144,7 @@ fn line(figure: &Figure) -> String {
     match (&figure.yardstick, figure.ratio) {
         (Some(yardstick), Some(ratio)) => {
             let of = median(&figure.yardstick_rounds);
-            // A yardstick may count something else than the figure does (requests beside messages).
+            // A yardstick may count something other than the figure (requests instead of messages).
             let unit = if figure.unit.ends_with("/s") { "/s" } else { &figure.unit };
             let against = format!("x {yardstick} ({} {unit})", number(of));
             format!("    {:<22}{:>12.3} {against:<52}{judged}", "", ratio).trim_end().to_owned()
@@ -164,7 +164,7 @@ fn line(figure: &Figure) -> String {
     }
 }
 
-/// Three digits or so, grouped.
+/// Formats a number to about three digits, grouped.
 fn number(value: f64) -> String {
     match value.abs() {
         size if size >= 1000.0 && value > 0.0 => grouped(&format!("{value:.0}")),

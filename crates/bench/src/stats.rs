@@ -1,5 +1,4 @@
-//! What was measured: latencies, and figures by round with their medians and their ratios to
-//! yardsticks.
+//! Measurements: latencies, and figures by round with their medians and their ratios to yardsticks.
 
 use std::time::Duration;
 
@@ -8,14 +7,14 @@ use serde::Serialize;
 
 use crate::targets::{self, Target};
 
-/// Latencies in microseconds, up to two minutes, to three digits. Takes some 150 KiB: one for each
-/// sender is fine, one for each parked reader is not.
+/// Latencies in microseconds, up to two minutes, to three digits. Takes about 150 KiB: acceptable for each sender,
+/// but not for each parked reader.
 #[derive(Debug, Clone)]
 pub struct Latencies(Histogram<u64>);
 
 impl Latencies {
     /// # Errors
-    /// Never with these bounds; the library wants it said.
+    /// Never with these bounds.
     pub fn new() -> anyhow::Result<Self> {
         Ok(Self(Histogram::new_with_bounds(1, 120_000_000, 3)?))
     }
@@ -30,7 +29,7 @@ impl Latencies {
         Ok(self.0.add(&other.0)?)
     }
 
-    /// The latency that this part (0.5, 0.99) of all stays within, in milliseconds.
+    /// The latency at a quantile (0.5, 0.99), in milliseconds.
     pub fn at(&self, quantile: f64) -> f64 {
         self.0.value_at_quantile(quantile) as f64 / 1000.0
     }
@@ -45,12 +44,12 @@ impl Latencies {
     }
 }
 
-/// One thing measured, absolute or as a ratio to one yardstick.
+/// One measurement, absolute or as a ratio to one yardstick.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figure {
     /// Such as `append`.
     pub job: String,
-    /// Of the job's cells, such as `64 senders`.
+    /// The job's cell, such as `64 senders`.
     pub what: String,
     /// Such as `throughput`, `p50`.
     pub metric: String,
@@ -58,7 +57,7 @@ pub struct Figure {
     /// The median of `rounds`.
     pub value: f64,
     pub rounds: Vec<f64>,
-    /// What it is compared with; None: the figure stands for itself.
+    /// What the figure is compared with; `None`: it is absolute.
     pub yardstick: Option<String>,
     /// The yardstick's own figures, by round.
     pub yardstick_rounds: Vec<f64>,
@@ -70,18 +69,18 @@ pub struct Figure {
     pub met: Option<bool>,
 }
 
-/// All figures of a run, in the order in which they were first measured.
+/// All figures of a run, in the order of their first measurement.
 #[derive(Debug, Default, Serialize)]
 pub struct Results {
     pub figures: Vec<Figure>,
     /// What could not be measured, and why.
     pub left_out: Vec<String>,
-    /// Jobs that have failed, and how. They have no figures.
+    /// Failed jobs and their errors. They have no figures.
     pub failures: Vec<String>,
 }
 
 impl Results {
-    /// Notes a value of this round, and beside it yardsticks (name, value) of the same round.
+    /// Records a value of this round, and yardsticks (name, value) of the same round.
     pub fn push(&mut self, job: &str, what: &str, metric: &str, unit: &str, value: f64, yardsticks: &[(&str, f64)]) {
         self.figure(job, what, metric, unit, None).push(value, None);
         for (name, yardstick) in yardsticks {
@@ -89,12 +88,12 @@ impl Results {
         }
     }
 
-    /// [`Results::push`] for the usual quantiles: p50, p99, p99.9, max.
+    /// Records p50, p99, p99.9 and max.
     pub fn push_latencies(&mut self, job: &str, what: &str, latencies: &Latencies) {
         self.push_latencies_beside(job, what, latencies, &[]);
     }
 
-    /// [`Results::push_latencies`] with yardsticks, in ms, for the p50.
+    /// As [`Results::push_latencies`], with yardsticks in ms for the p50.
     pub fn push_latencies_beside(&mut self, job: &str, what: &str, latencies: &Latencies, p50: &[(&str, f64)]) {
         self.push(job, what, "p50", "ms", latencies.at(0.5), p50);
         for (metric, quantile) in [("p99", 0.99), ("p99.9", 0.999)] {
@@ -103,17 +102,17 @@ impl Results {
         self.push(job, what, "max", "ms", latencies.max(), &[]);
     }
 
-    /// Notes a yardstick of this round in its own right: job `yardsticks`.
+    /// Records a yardstick's own value of this round, as job `yardsticks`.
     pub fn push_yardstick(&mut self, what: &str, metric: &str, unit: &str, value: f64) {
         self.push(targets::YARDSTICKS, what, metric, unit, value, &[]);
     }
 
-    /// Says that something was not measured.
+    /// Records that something was not measured.
     pub fn leave_out(&mut self, what: impl Into<String>) {
         self.left_out.push(what.into());
     }
 
-    /// A job has failed: what it measured before does not count.
+    /// Records a failed job and discards what it has measured.
     pub fn fail(&mut self, job: &str, why: &anyhow::Error) {
         self.figures.retain(|figure| figure.job != job);
         self.failures.push(format!("{job}: {why:#}"));
@@ -158,13 +157,13 @@ impl Figure {
         self.met = self.target.map(|target| target.is_met(self.compared()));
     }
 
-    /// What a target looks at: the ratio, or the value where there is no yardstick.
+    /// The number that a target bounds: the ratio, or the value where there is no yardstick.
     pub fn compared(&self) -> f64 {
         self.ratio.unwrap_or(self.value)
     }
 }
 
-/// 0 of nothing.
+/// The median; 0 without values.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -176,7 +175,7 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// A count as figures are named: `10,000`.
+/// Formats a count as figures are named: `10,000`.
 pub fn count(number: impl TryInto<u64>) -> String {
     grouped(&number.try_into().unwrap_or(u64::MAX).to_string())
 }
@@ -210,7 +209,7 @@ fn plural(number: usize, noun: &str) -> String {
     format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
-/// Digits with a comma before each third from the end.
+/// Puts a comma before every third digit from the end.
 pub fn grouped(digits: &str) -> String {
     let mut text = String::new();
     for (position, digit) in digits.chars().enumerate() {

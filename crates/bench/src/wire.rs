@@ -1,6 +1,5 @@
-//! A client that costs less than what it measures: prepared requests, one connection each, heads
-//! read by httparse, and no buffer while it waits. A general client would take more of the shared
-//! cores than the service does.
+//! An HTTP client that is cheaper than what it measures: prepared requests, one connection per client, heads parsed by
+//! httparse, no buffer while idle. A general-purpose client would use more of the shared cores than the service.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -11,21 +10,21 @@ use tokio::{
     net::{TcpSocket, TcpStream},
 };
 
-/// First buffer of an answer: enough for a head and one event.
+/// Initial read buffer: enough for a head and one event.
 const BUFFER_BYTES: usize = 1024;
-/// Headers that an answer may have.
+/// Most headers of an answer.
 const HEADERS_MAX: usize = 24;
-/// Connections that one source address is used for: each takes one of its 28,000 ports.
+/// Connections per source address, which has 28,000 ports.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
 
-/// A kept connection.
+/// A keep-alive connection.
 #[derive(Debug)]
 pub struct Wire {
     stream: TcpStream,
     unread: BytesMut,
 }
 
-/// What was answered.
+/// An answer.
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
@@ -37,23 +36,23 @@ pub struct Response {
 
 impl Wire {
     /// # Errors
-    /// When nobody listens, or the machine has no more sockets.
+    /// When nothing listens there, or the machine is out of sockets.
     pub async fn connect(to: SocketAddr) -> anyhow::Result<Self> {
         Self::set_up(TcpStream::connect(to).await, to)
     }
 
-    /// Connects from a source address of one's choice: one address has ports for 28,000 connections only.
+    /// Connects from a given source address; each has ports for only 28,000 connections.
     ///
     /// # Errors
-    /// As [`Wire::connect`], or when the address is not this machine's.
+    /// As [`Wire::connect`], or when the address does not belong to this machine.
     pub async fn connect_from(source: Ipv4Addr, to: SocketAddr) -> anyhow::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.bind((source, 0).into()).with_context(|| format!("{source} cannot be connected from"))?;
         Self::set_up(socket.connect(to).await, to)
     }
 
-    /// The connection number `number` of very many: from a source address that still has ports,
-    /// where there are several (on loopback).
+    /// Opens connection `number` of very many, from a source address that still has ports, where there are several
+    /// (on loopback).
     ///
     /// # Errors
     /// As [`Wire::connect`].
@@ -78,13 +77,13 @@ impl Wire {
         Ok(self.stream.write_all(request).await?)
     }
 
-    /// The next answer. Nothing is lost when the wait for it is given up before its first byte.
+    /// Receives the next answer. Cancel-safe until its first byte.
     ///
     /// # Errors
-    /// When the connection was closed, or what came is no answer.
+    /// When the connection was closed, or the answer is malformed.
     pub async fn receive(&mut self) -> anyhow::Result<Response> {
         if self.unread.is_empty() {
-            // Tens of thousands wait: none holds a buffer while it does.
+            // Tens of thousands of clients wait: none holds a buffer meanwhile.
             self.unread = BytesMut::new();
             self.stream.ready(Interest::READABLE).await?;
         }
@@ -109,10 +108,10 @@ impl Wire {
         self.receive().await
     }
 
-    /// As [`Wire::exchange`], for what must be answered with 200.
+    /// As [`Wire::exchange`], for requests that must be answered with 200.
     ///
     /// # Errors
-    /// As [`Wire::exchange`], or with what was answered instead.
+    /// As [`Wire::exchange`], or on any other status.
     pub async fn exchange_ok(&mut self, request: &[u8]) -> anyhow::Result<Response> {
         let response = self.exchange(request).await?;
         response.check()?;
@@ -128,7 +127,7 @@ impl Wire {
 
 impl Response {
     /// # Errors
-    /// With what was answered, if that was not 200.
+    /// On any status but 200; includes the body.
     pub fn check(&self) -> anyhow::Result<()> {
         ensure!(self.status == 200, "answered {}: {}", self.status, String::from_utf8_lossy(&self.body));
         Ok(())
@@ -142,7 +141,7 @@ struct Head {
 }
 
 impl Head {
-    /// The head that `bytes` begins with, if all of it is there.
+    /// Parses the head at the start of `bytes`; `None` while it is incomplete.
     fn parse(bytes: &[u8]) -> anyhow::Result<Option<Self>> {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut parsed = httparse::Response::new(&mut headers);
@@ -159,19 +158,19 @@ impl Head {
             } else if name.eq_ignore_ascii_case("feed-more") {
                 head.response.feed_more = header.value == b"true";
             } else if name.eq_ignore_ascii_case("transfer-encoding") {
-                bail!("an answer in pieces, which this client does not read");
+                bail!("a chunked answer, which this client does not support");
             }
         }
         Ok(Some(head))
     }
 }
 
-/// A whole GET request.
+/// Builds a complete GET request.
 pub fn get(path: &str, token: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\n\r\n").into_bytes()
 }
 
-/// A whole POST request.
+/// Builds a complete POST request.
 pub fn post(path: &str, token: &str, body: &[u8]) -> Vec<u8> {
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",

@@ -1,77 +1,48 @@
-//! What is measured and what it is measured next to: a private PostgreSQL, service processes on it, and the server
-//! of the yardsticks. Or a service that runs already.
+//! The system under test: a private PostgreSQL, service processes on it, and the server of the yardsticks. Or a running
+//! service (`--url`).
+
+mod accounts;
+mod watch;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
-use indicatif::ProgressBar;
-use serde_json::{Value, json};
-use tokio::{task::JoinSet, time::sleep_until};
+use serde_json::json;
+use tokio::time::sleep_until;
 use url::Url;
 use uuid::Uuid;
 
+use self::accounts::{ask, token};
+pub use self::{
+    accounts::{Account, Feed},
+    watch::{head, until_parked},
+};
 use crate::{
     args::BenchArgs,
-    binary, check, machine,
+    binary, machine,
     plan::Size,
     postgres::{Postgres, free_port},
     process::Process,
-    wire::{Wire, get, post},
+    wire::Wire,
     yardsticks::tables,
 };
 
-/// Connections that prepare a job.
-const PREPARING: usize = 64;
-/// Connections that fill the table, and messages in each of their requests.
-const FILLING: u64 = 4;
-const FILL_BATCH: u64 = 1000;
-/// From this many on, vacuum and checkpoint run right after filling, so that they do not fall into a measurement.
-const SETTLE_FROM: u64 = 50_000;
-/// A service that has just started takes this long until it knows that no other process appends.
+/// How long a service process takes after its start to know that no other process appends.
 const ALONE_AFTER: Duration = Duration::from_secs(16);
 /// Database of the service until [`World::renew`].
 const DATABASE: &str = "deskfeed";
-/// Database of the yardsticks, apart from the service's: in one database, each of their notifications would wake
-/// the service too.
+/// Database of the yardsticks. In the service's database, each of their notifications would wake the service too.
 const YARDSTICKS: &str = "yardsticks";
-/// WAL segments that a server which has worked for a while keeps for reuse (`min_wal_size` of ours).
+/// WAL segments that a server keeps for reuse (`min_wal_size` of ours).
 const WAL_SEGMENTS: u32 = 62;
-/// How long polls may take to be parked, or to be gone.
-const PARK_MAX: Duration = Duration::from_secs(60);
-const PARK_PAUSE: Duration = Duration::from_millis(5);
 const GATEWAY: &str = "bench-gateway";
 
-/// An agent with one open session of its own.
-#[derive(Debug, Clone)]
-pub struct Feed {
-    pub agent: String,
-    pub token: String,
-    pub session: String,
-}
-
-/// An agent or a gateway, and a token of it.
-#[derive(Debug, Clone)]
-pub struct Account {
-    pub id: String,
-    pub token: String,
-}
-
-/// The messages that were filled in: numbers `first..first + count`.
-#[derive(Debug, Clone, Copy)]
-pub struct Filled {
-    pub first: u64,
-    pub count: u64,
-}
-
-/// The service and its surroundings.
+/// The service and what it runs on.
 pub struct World {
     /// Of the first service process.
     pub address: SocketAddr,
@@ -82,11 +53,11 @@ pub struct World {
     own: Option<Own>,
     yardsticks: Process,
     folder: PathBuf,
-    /// Numbers the messages of the whole run: what each says.
+    /// Next message number of the run.
     numbers: Arc<AtomicU64>,
-    /// Tells the agents of this run from others'.
+    /// Part of the ids of this run's agents.
     run: String,
-    /// What to clear away at a service that goes on.
+    /// What to clean up at a service of `--url`.
     made: Mutex<Vec<Feed>>,
 }
 
@@ -103,7 +74,7 @@ struct Own {
 }
 
 impl World {
-    /// Starts everything, or turns to the service of `--url`.
+    /// Starts everything, or connects to the service of `--url`.
     ///
     /// # Errors
     /// When something does not start.
@@ -166,8 +137,8 @@ impl World {
         Ok(())
     }
 
-    /// Stops what was started and removes it; at a service of `--url`, closes the sessions and takes the agents
-    /// off the desk.
+    /// Stops everything that was started and removes its files; at a service of `--url`, closes the sessions and sets
+    /// the agents away.
     ///
     /// # Errors
     /// When something does not stop.
@@ -195,7 +166,7 @@ impl World {
         Ok(())
     }
 
-    /// The server of yardsticks. It knows `/ok`, and `/naive` and `/single` where PostgreSQL is ours.
+    /// Address of the server of yardsticks. It serves `/ok`, and the naive routes where PostgreSQL is ours.
     pub fn yardsticks(&self) -> SocketAddr {
         self.yardsticks.address
     }
@@ -218,6 +189,11 @@ impl World {
     /// Our PostgreSQL.
     pub fn postgres(&self) -> Option<&Postgres> {
         self.own.as_ref().map(|own| &own.postgres)
+    }
+
+    /// The service's program, if the service is ours.
+    pub fn service_program(&self) -> Option<&Path> {
+        self.own.as_ref().map(|own| own.program.as_path())
     }
 
     /// The folder of the run.
@@ -243,7 +219,7 @@ impl World {
         self.own.as_ref()?.services.first()?.pid()
     }
 
-    /// Waits until a service process that runs alone knows it; before that, it notifies others.
+    /// Waits until a service process that runs alone knows that it does; before, it notifies others.
     pub async fn until_alone(&self) {
         if let Some(service) = self.own.as_ref().and_then(|own| own.services.first()) {
             sleep_until((service.served + ALONE_AFTER).into()).await;
@@ -312,209 +288,12 @@ impl World {
         Arc::clone(&self.numbers)
     }
 
-    /// Makes agents, each online with one open session of its own and no room for another, and a token.
-    /// `tag` tells them from those of other calls.
-    ///
-    /// # Errors
-    /// When the service refuses something.
-    pub async fn feeds(&self, count: usize, tag: &str) -> anyhow::Result<Vec<Feed>> {
-        let mut tasks = JoinSet::new();
-        for worker in 0..PREPARING.min(count) {
-            let (address, admin, gateway) = (self.address, self.admin.clone(), self.gateway_token.clone());
-            let name = format!("bench-{}-{tag}", self.run);
-            tasks.spawn(async move {
-                let mut wire = Wire::connect(address).await?;
-                let mut made = Vec::new();
-                for number in (worker..count).step_by(PREPARING) {
-                    let (agent, session) = (format!("{name}-{number}"), format!("{name}-session-{number}"));
-                    let wanted = json!({"Id": agent, "Name": agent, "MaxSessions": 1, "Status": "online"});
-                    ask(&mut wire, &admin, "/admin/agent", &wanted).await?;
-                    let token = token(&mut wire, &admin, "agent", &agent).await?;
-                    let open =
-                        json!({"SessionId": session, "FromId": "customer", "FromName": "Customer", "ToId": agent});
-                    let opened = ask(&mut wire, &gateway, "/session/open", &open).await?;
-                    ensure!(opened["ToId"] == agent.as_str(), "session {session} was opened as {opened}");
-                    made.push((number, Feed { agent, token, session }));
-                }
-                anyhow::Ok(made)
-            });
-        }
-        let mut feeds = Vec::with_capacity(count);
-        while let Some(made) = tasks.join_next().await {
-            feeds.extend(made??);
-        }
-        feeds.sort_by_key(|(number, _)| *number);
-        let feeds: Vec<Feed> = feeds.into_iter().map(|(_, feed)| feed).collect();
-        if self.own.is_none() {
-            self.made.lock().unwrap_or_else(PoisonError::into_inner).extend(feeds.iter().cloned());
-        }
-        Ok(feeds)
-    }
-
-    /// Creates agents that are online and have no session. `tag` tells them from those of other calls.
-    ///
-    /// # Errors
-    /// When the service refuses something.
-    pub async fn agents(&self, count: usize, tag: &str, max_sessions: u32) -> anyhow::Result<Vec<Account>> {
-        let mut wire = Wire::connect(self.address).await?;
-        let mut agents = Vec::with_capacity(count);
-        for number in 0..count {
-            let id = format!("bench-{}-{tag}-{number}", self.run);
-            let wanted = json!({"Id": id, "Name": id, "MaxSessions": max_sessions, "Status": "online"});
-            ask(&mut wire, &self.admin, "/admin/agent", &wanted).await?;
-            let token = token(&mut wire, &self.admin, "agent", &id).await?;
-            agents.push(Account { id, token });
-        }
-        Ok(agents)
-    }
-
-    /// Creates a gateway. `tag` tells it from those of other calls.
-    ///
-    /// # Errors
-    /// When the service refuses something.
-    pub async fn gateway(&self, tag: &str) -> anyhow::Result<Account> {
-        let mut wire = Wire::connect(self.address).await?;
-        let id = format!("bench-{}-{tag}-gateway", self.run);
-        ask(&mut wire, &self.admin, "/admin/gateway", &json!({"Id": id})).await?;
-        let token = token(&mut wire, &self.admin, "gateway", &id).await?;
-        Ok(Account { id, token })
-    }
-
-    /// Sets agents away: they are assigned no session any more.
-    ///
-    /// # Errors
-    /// When the service refuses something.
-    pub async fn set_away(&self, agents: &[Account]) -> anyhow::Result<()> {
-        let mut wire = Wire::connect(self.address).await?;
-        for agent in agents {
-            ask(&mut wire, &self.admin, "/admin/agent", &json!({"Id": agent.id, "Status": "away"})).await?;
-        }
-        Ok(())
-    }
-
     /// Starts again with an empty database if it is ours.
     ///
     /// # Errors
     /// As [`World::renew`].
     pub async fn renew_if_own(&mut self) -> anyhow::Result<()> {
         if self.own.is_some() { self.renew().await } else { Ok(()) }
-    }
-
-    /// Appends so many messages, in arrays of 1,000. Message number n goes to feed n, counted round
-    /// ([`check::turn`]).
-    ///
-    /// # Errors
-    /// When one is refused.
-    pub async fn fill(&self, feeds: &[Feed], events: u64, progress: &ProgressBar) -> anyhow::Result<Filled> {
-        let filled = Filled { first: self.numbers.fetch_add(events, Ordering::Relaxed), count: events };
-        let sessions: Arc<[String]> = feeds.iter().map(|feed| feed.session.clone()).collect();
-        let (batches, done) = (events.div_ceil(FILL_BATCH), Arc::new(AtomicU64::new(0)));
-        let mut tasks = JoinSet::new();
-        for worker in 0..FILLING {
-            let (address, gateway, sessions) = (self.address, self.gateway_token.clone(), Arc::clone(&sessions));
-            let (done, progress) = (Arc::clone(&done), progress.clone());
-            tasks.spawn(async move {
-                let mut wire = Wire::connect(address).await?;
-                for batch in (worker..batches).step_by(usize::try_from(FILLING)?) {
-                    let count = FILL_BATCH.min(events - batch * FILL_BATCH);
-                    let body = check::batch(&sessions, filled.first + batch * FILL_BATCH, count);
-                    let answered = wire.exchange_ok(&post("/message/send", &gateway, &body)).await?;
-                    let versions = check::versions_of(&answered.body)?;
-                    let is_whole = versions.len() as u64 == count && versions.windows(2).all(|pair| pair[0] < pair[1]);
-                    ensure!(is_whole, "an array of {count} messages was answered with {} versions", versions.len());
-                    let done = done.fetch_add(count, Ordering::Relaxed) + count;
-                    progress.set_message(format!("filling the table: {done} of {events} messages"));
-                }
-                anyhow::Ok(())
-            });
-        }
-        while let Some(ended) = tasks.join_next().await {
-            ended??;
-        }
-        if let Some(url) = self.database_url().filter(|_| events >= SETTLE_FROM) {
-            progress.set_message("vacuum, checkpoint");
-            tables::settle(&url).await?;
-        }
-        Ok(filled)
-    }
-
-    /// The newest version.
-    ///
-    /// # Errors
-    /// As [`head`].
-    pub async fn head(&self) -> anyhow::Result<i64> {
-        head(self.address, &self.gateway_token).await
-    }
-
-    /// Waits until the first service process holds at least so many polls.
-    ///
-    /// # Errors
-    /// As [`until_parked`].
-    pub async fn until_parked(&self, count: usize) -> anyhow::Result<()> {
-        until_parked(self.address, &self.admin, count).await
-    }
-
-    /// How many polls the first service process holds.
-    ///
-    /// # Errors
-    /// As [`parked`].
-    pub async fn parked(&self) -> anyhow::Result<usize> {
-        parked(self.address, &self.admin).await
-    }
-
-    /// Waits until the polls of a job that has ended are gone.
-    ///
-    /// # Errors
-    /// When they stay for a minute.
-    pub async fn until_none_is_parked(&self) -> anyhow::Result<()> {
-        // Others poll at a service that is not ours.
-        let Some(own) = &self.own else { return Ok(()) };
-        let until = Instant::now() + PARK_MAX;
-        for service in &own.services {
-            while parked(service.address, &self.admin).await? > 0 {
-                ensure!(Instant::now() < until, "polls stay parked though their clients are gone");
-                tokio::time::sleep(PARK_PAUSE).await;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The newest version of a server.
-///
-/// # Errors
-/// When it does not answer.
-pub async fn head(server: SocketAddr, token: &str) -> anyhow::Result<i64> {
-    let mut wire = Wire::connect(server).await?;
-    Ok(wire.exchange_ok(&get("/message/query?a=now&wait=0", token)).await?.feed_next)
-}
-
-/// How many polls a server holds.
-///
-/// # Errors
-/// When it does not answer, or does not count them.
-pub async fn parked(server: SocketAddr, token: &str) -> anyhow::Result<usize> {
-    let mut wire = Wire::connect(server).await?;
-    let answered = wire.exchange_ok(&get("/metrics", token)).await?;
-    let text = String::from_utf8_lossy(&answered.body);
-    let held = text.lines().find_map(|line| line.strip_prefix("deskfeed_poll_waiters "));
-    // A gauge that was never touched is absent.
-    Ok(held.unwrap_or("0").trim().split('.').next().unwrap_or("0").parse()?)
-}
-
-/// Waits until a server holds at least so many polls.
-///
-/// # Errors
-/// When it does not within a minute.
-pub async fn until_parked(server: SocketAddr, token: &str, count: usize) -> anyhow::Result<()> {
-    let until = Instant::now() + PARK_MAX;
-    loop {
-        let parked = parked(server, token).await?;
-        if parked >= count {
-            return Ok(());
-        }
-        ensure!(Instant::now() < until, "{parked} polls of {count} are parked");
-        tokio::time::sleep(PARK_PAUSE).await;
     }
 }
 
@@ -533,7 +312,7 @@ async fn resolve(url: &str) -> anyhow::Result<SocketAddr> {
     found.next().with_context(|| format!("{host} has no address"))
 }
 
-/// One that PostgreSQL's account may pass through when we are root.
+/// Creates a folder that PostgreSQL's account may traverse when we are root.
 fn make_folder(folder: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
@@ -545,15 +324,4 @@ fn remove(folder: &Path) {
     if let Err(error) = std::fs::remove_dir_all(folder) {
         tracing::warn!(folder = %folder.display(), %error, "the run's folder is left behind; remove it by hand");
     }
-}
-
-async fn token(wire: &mut Wire, admin: &str, role: &str, subject: &str) -> anyhow::Result<String> {
-    let made = ask(wire, admin, "/admin/token", &json!({"Role": role, "Subject": subject})).await?;
-    Ok(made["Token"].as_str().context("/admin/token gave no Token")?.to_owned())
-}
-
-async fn ask(wire: &mut Wire, token: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
-    let request = post(path, token, body.to_string().as_bytes());
-    let answered = wire.exchange_ok(&request).await.with_context(|| format!("POST {path}"))?;
-    Ok(serde_json::from_slice(&answered.body)?)
 }

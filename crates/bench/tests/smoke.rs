@@ -110,6 +110,24 @@ async fn the_reading_jobs_give_their_figures_and_every_reader_gets_what_was_sent
 }
 
 #[tokio::test]
+async fn the_jobs_of_desks_and_replicas_give_their_figures_and_every_reader_gets_what_was_sent() {
+    let (printed, code) = bench(&["--jobs", "replicas,desk,rare,acks,distance,standby,demo"]).await;
+    assert_eq!((list(&printed, "failures").len(), code), (0, Some(0)), "{printed}");
+    let jobs = HashSet::from(["replicas", "desk", "rare", "acks", "distance", "standby", "demo", "yardsticks"]);
+    assert_eq!(measured(&printed), jobs);
+    assert!(value(&printed, "replicas", "2 processes, 8 senders", "throughput") > 0.0);
+    assert!(value(&printed, "replicas", "2 processes, 20 parked, quiet", "p50") > 0.0);
+    assert!(value(&printed, "desk", "8 conversations, 2 processes", "wake p99") > 0.0);
+    assert!(value(&printed, "rare", "opens, 8 clients", "throughput") > 0.0);
+    assert!(value(&printed, "acks", "8 agents", "throughput") > 0.0);
+    // What is 1 ms away takes at least that.
+    assert!(value(&printed, "yardsticks", "select 1, 1 ms away", "p50") >= 1.0);
+    assert!(value(&printed, "distance", "1 ms away, 1 process, 16 senders", "p50") >= 1.0);
+    assert!(value(&printed, "standby", "2 ms away, 16 senders", "p50") >= 2.0);
+    assert!(value(&printed, "demo", "64 conversations", "wake p50") > 0.0);
+}
+
+#[tokio::test]
 async fn a_running_service_is_measured_without_its_database_and_left_tidy() {
     let service = Service::start().await;
     let aimed = ["--jobs", "append,batch,disk", "--url", &service.base, "--admin-token", ADMIN_TOKEN];

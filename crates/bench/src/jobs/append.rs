@@ -13,12 +13,12 @@ use crate::{
     yardsticks::{self, BARE_CONNECTIONS_MAX, Bare, tables},
 };
 
-/// Messages in an array of the job `batch`.
+/// Messages per array of the job `batch`.
 const BATCH: usize = 100;
-/// Senders of the cell whose messages have `Id`s of the client's.
+/// Senders of the cell with client-generated `Id`s.
 const SENDERS_WITH_IDS: usize = 64;
 
-/// One message a request, from so many senders in a closed loop, and at a fixed rate.
+/// Measures one message per request, from senders in a closed loop and at a fixed rate.
 pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyhow::Result<()> {
     let feeds = world.feeds(plan.sizes.feeds, "append").await?;
     let load = Load::on(world, &feeds);
@@ -52,7 +52,7 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
     Ok(())
 }
 
-/// One cell of `append` between two halves of its yardsticks, so that drift hits both alike. Returns messages/s.
+/// Measures one cell between two halves of its yardsticks, so that drift affects both alike. Returns messages/s.
 async fn cell(
     world: &World,
     plan: &Plan,
@@ -83,17 +83,17 @@ async fn cell(
     Ok(sent.messages_per_second)
 }
 
-/// What HTTP and PostgreSQL allow one after the other.
+/// The rate of HTTP and PostgreSQL one after the other.
 fn limits(rates: &[(&'static str, f64)]) -> Option<(&'static str, f64)> {
     let of = |wanted| rates.iter().find(|(name, _)| *name == wanted).map(|(_, rate)| *rate);
     Some((LIMITS, 1.0 / (1.0 / of(OK_REQUESTS)? + 1.0 / of(MULTI_ROW_100)?)))
 }
 
-/// What was measured just before or after a cell, with as many senders.
+/// Yardsticks measured just before or after a cell, with as many senders.
 struct Beside {
     /// By name, in messages, rows or requests per second.
     rates: Vec<(&'static str, f64)>,
-    /// A bare commit of one row and an `ok` round trip, in ms: what one sender waits at least.
+    /// A bare commit of one row plus an `ok` round trip, in ms: the minimum latency of one sender.
     floor_ms: Option<f64>,
 }
 
@@ -121,7 +121,7 @@ impl Beside {
     }
 }
 
-/// The yardsticks without HTTP, once a round.
+/// Measures the yardsticks on their own, once a round.
 async fn bare(world: &World, plan: &Plan, results: &mut Results) -> anyhow::Result<()> {
     let largest = plan.sizes.senders.iter().copied().max().unwrap_or(1);
     for &connections in plan.sizes.senders {
@@ -153,6 +153,7 @@ async fn bare(world: &World, plan: &Plan, results: &mut Results) -> anyhow::Resu
             sessions: ["nobody's".to_owned()].into(),
             batch: 1,
             with_ids: false,
+            retries: false,
             numbers: world.numbers(),
         };
         let sent = load.closed_loop(largest, plan.time / 2).await?;
@@ -168,7 +169,7 @@ fn push_usual(results: &mut Results, what: &str, latencies: &Latencies) {
     results.push_yardstick(what, "p99", "ms", latencies.at(0.99));
 }
 
-/// Arrays of 100 messages, from so many senders in a closed loop.
+/// Measures arrays of 100 messages from senders in a closed loop.
 pub async fn run_batches(world: &mut World, plan: &Plan, results: &mut Results) -> anyhow::Result<()> {
     let feeds = world.feeds(plan.sizes.feeds, "batch").await?;
     let load = Load { batch: BATCH, ..Load::on(world, &feeds) };
@@ -194,7 +195,7 @@ pub async fn run_batches(world: &mut World, plan: &Plan, results: &mut Results) 
     Ok(())
 }
 
-/// What the tables grow by for each message, indexes included.
+/// Measures how much the tables grow per message, including indexes.
 pub async fn run_disk(world: &mut World, plan: &Plan, results: &mut Results) -> anyhow::Result<()> {
     let Some(url) = world.database_url() else {
         results.leave_out("disk: the database of a service of --url is not ours to look into");

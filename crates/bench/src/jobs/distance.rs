@@ -166,7 +166,8 @@ async fn opens_at_once(world: &mut World, plan: &Plan, results: &mut Results, fe
             anyhow::Ok((answered.status, begun.elapsed()))
         });
     }
-    let load = Load::on(world, feeds);
+    // A refused message is a late one, and not the end of the job.
+    let load = Load { with_ids: true, retries: true, ..Load::on(world, feeds) };
     let sending = checked(world, feeds, load.open_loop(MEANWHILE, MEANWHILE_TIME));
     let opening = async {
         // The sends are under way.

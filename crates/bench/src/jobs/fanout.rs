@@ -30,8 +30,8 @@ use crate::{
 
 /// Senders to the one feed, in a closed loop.
 const SENDERS: usize = 4;
-/// One reader in so many reads every word; the others look at versions only, or the readers would
-/// take more of the machine than the service does.
+/// One reader in this many parses every message; the others look at versions only, or the readers would use more of
+/// the machine than the service.
 const READS_EVERY_WORD: usize = 50;
 /// How long the last message may take to reach the last reader.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -53,7 +53,7 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
     Ok(())
 }
 
-/// Deliveries and messages a second.
+/// Measures one cell. Returns deliveries and messages a second.
 async fn cell(world: &World, feeds: &[Feed], readers: usize, time: Duration) -> anyhow::Result<(f64, f64)> {
     let after = world.head().await?;
     let (delivered, stop) = (Arc::new(AtomicU64::new(0)), CancellationToken::new());
@@ -91,7 +91,7 @@ async fn cell(world: &World, feeds: &[Feed], readers: usize, time: Duration) -> 
     Ok((deliveries, sent.messages_per_second))
 }
 
-/// What a reader was given: how many, and a sum over their versions in order.
+/// What a reader received: the number of events, and a hash of their versions in order.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Read {
     count: u64,
@@ -101,7 +101,7 @@ struct Read {
 impl Read {
     fn add(&mut self, version: i64) {
         self.count += 1;
-        // FNV-1a, by whole words.
+        // FNV-1a over whole words.
         self.hash = (self.hash ^ version.unsigned_abs()).wrapping_mul(0x0100_0000_01b3);
     }
 }

@@ -1,5 +1,4 @@
-//! The jobs `pages` and `growth`: one table grows from size to size, and at each the service is
-//! measured.
+//! The jobs `pages` and `growth`: the service is measured at several sizes of one growing table.
 
 use std::time::Duration;
 
@@ -18,11 +17,11 @@ use crate::{
     yardsticks::{self, tables},
 };
 
-/// The newest events, which a process that wrote them has in its tail.
+/// The newest events, which the process that wrote them has in its tail.
 const TAIL_EVENTS: i64 = 20_000;
-/// Events of a page.
+/// Events per page.
 const LIMITS: [i64; 2] = [100, 1000];
-/// Readers of the tail, beside those of [`Plan`].
+/// Readers of the tail, in addition to those of [`Plan`].
 const TAIL_READERS: usize = 4;
 /// Of `growth`.
 const GROWTH_SENDERS: usize = 64;
@@ -32,12 +31,12 @@ const APPEND: &str = "append";
 const PAGES: &str = "cold pages";
 const WAKE: &str = "wake p50";
 
-/// Which way a walk goes, and through what.
+/// Direction and source of a walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Walk {
-    /// `a` from the oldest event on, by index.
+    /// `a` from the oldest event, by index.
     After,
-    /// `b` from the newest event of the cold part on, by index.
+    /// `b` from the newest event of the cold part, by index.
     Before,
     /// `a` through the newest events, from memory.
     Tail,
@@ -99,7 +98,7 @@ pub async fn run(
     grown.compare(world, results).await
 }
 
-/// What does not change between the walks of a round.
+/// Parameters of the walks of a round.
 struct Walks<'a> {
     feeds: &'a [Feed],
     /// Version before the first event of the feeds.
@@ -107,7 +106,7 @@ struct Walks<'a> {
     time: Duration,
 }
 
-/// What the walks of a cell gave.
+/// Results of a cell.
 struct Walked {
     events_per_second: f64,
     bytes_per_second: f64,
@@ -150,7 +149,7 @@ impl Walks<'_> {
         Ok(())
     }
 
-    /// So many readers go through the feeds, each from another one on.
+    /// Walks through the feeds with several readers, each starting at a different feed.
     async fn walk(&self, world: &World, walk: Walk, limit: i64, readers: usize) -> anyhow::Result<Walked> {
         let head = world.head().await?;
         let tail = head - TAIL_EVENTS.min((head - self.start) / 2);
@@ -162,9 +161,9 @@ impl Walks<'_> {
             tasks.spawn(async move {
                 let mut wire = Wire::connect(address).await?;
                 let mut walked = Told { events: 0, bytes: 0, latencies: Latencies::new()? };
-                // Readers begin apart from each other, as agents do.
+                // Spread out, as agents are.
                 for feed in feeds.iter().cycle().skip(number * feeds.len() / readers) {
-                    // A reader who does not wait is always answered from the table.
+                    // A poll that does not wait is always answered from the table.
                     let (letter, wait, mut next) = match walk {
                         Walk::After => ('a', 0, start),
                         Walk::Before => ('b', 0, tail + 1),
@@ -208,7 +207,7 @@ impl Walks<'_> {
     }
 }
 
-/// What one reader has to tell.
+/// Results of one reader.
 struct Told {
     events: u64,
     bytes: u64,
@@ -222,7 +221,7 @@ fn push(results: &mut Results, what: &str, walked: &Walked, yardsticks: &[(&str,
     results.push("pages", what, "p99", "ms", walked.latencies.at(0.99), &[]);
 }
 
-/// Counts the events of a page, which must ascend and lie on their side of the cursor.
+/// Counts the events of a page, which must ascend and be on the correct side of the cursor.
 fn in_order(body: &[u8], walk: Walk, cursor: i64) -> anyhow::Result<i64> {
     let (mut last, mut events) = (if walk == Walk::Before { 0 } else { cursor }, 0);
     for version in versions_in(body) {
@@ -234,7 +233,7 @@ fn in_order(body: &[u8], walk: Walk, cursor: i64) -> anyhow::Result<i64> {
     Ok(events)
 }
 
-/// Reads every word of a feed, forwards and backwards: both must give the same.
+/// Reads a feed completely, forwards and backwards: the results must be the same.
 async fn both_ways(world: &World, feed: &Feed, start: i64) -> anyhow::Result<()> {
     let mut wire = Wire::connect(world.address).await?;
     let forwards = read_after(&mut wire, feed, start).await?;
@@ -251,7 +250,7 @@ async fn both_ways(world: &World, feed: &Feed, start: i64) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Figures of `growth`: for each size the metric's rounds.
+/// Figures of `growth`: metric, size, rounds.
 #[derive(Default)]
 struct Grown {
     rounds: Vec<(&'static str, String, Vec<f64>)>,
@@ -300,12 +299,12 @@ impl Grown {
         }
     }
 
-    /// The largest table beside the smallest.
+    /// Compares the largest table with the smallest.
     async fn compare(self, world: &World, results: &mut Results) -> anyhow::Result<()> {
         let Some(url) = world.database_url() else { return Ok(()) };
         let outgrows = {
             let mut connection = tables::connect(&url).await?;
-            // The table of the raw scan is there, too.
+            // The table of the raw scan counts too.
             tables::server_bytes(&mut connection).await? > tables::shared_buffers_bytes(&mut connection).await?
         };
         for metric in [APPEND, PAGES, WAKE] {

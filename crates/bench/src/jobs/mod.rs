@@ -2,6 +2,7 @@
 
 mod acks;
 mod append;
+mod demo;
 mod desk;
 mod distance;
 mod fanout;
@@ -40,6 +41,7 @@ pub async fn run(args: &BenchArgs, plan: &Plan, world: &mut World, results: &mut
             Job::Acks => acks::run(world, plan, results).await,
             Job::Distance => distance::run(world, plan, results).await,
             Job::Standby => standby::run(world, plan, results).await,
+            Job::Demo => demo::run(world, plan, results, args.dialogues.as_deref()).await,
             // One table grows for both.
             Job::Pages | Job::Growth if is_done => continue,
             Job::Pages | Job::Growth => {

@@ -13,13 +13,13 @@ use crate::{
     world::World,
 };
 
-/// After so long what the arrivals have left behind is cleared away.
+/// Time for memory to settle after the arrivals.
 const SETTLE: Duration = Duration::from_secs(3);
-/// How long the idle service is watched.
+/// Duration of the idle measurement.
 const IDLE: Duration = Duration::from_secs(10);
-/// Feeds that the polls are on, in turn: devices of so many agents.
+/// Feeds that the polls are spread over: each agent has several devices.
 const FEEDS_MAX: usize = 10_000;
-/// Descriptors that a process needs beside its connections.
+/// Descriptors that a process needs besides its connections.
 const OTHER_FILES: usize = 500;
 
 pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyhow::Result<()> {
@@ -44,7 +44,7 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
                 continue;
             }
             plan.says(&format!("parked, round {round}: {what}"));
-            // What earlier polls have left in the service's memory must not serve these.
+            // Memory that earlier polls have freed must not be reused.
             world.restart_service().await?;
             let after = world.head().await?;
             sleep(settle).await;

@@ -15,7 +15,7 @@ use crate::{
     world::World,
 };
 
-/// Between two messages, and before a message is sent again.
+/// Pause between two messages, and before a retry.
 const PAUSE: Duration = Duration::from_millis(10);
 
 pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyhow::Result<()> {
@@ -58,7 +58,7 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
     Ok(())
 }
 
-/// A gateway that keeps sending, and sends again with the same `Id` whatever was not answered.
+/// A gateway that keeps sending, and retries unanswered messages with the same `Id`.
 struct Sender {
     address: SocketAddr,
     gateway: String,
@@ -95,7 +95,7 @@ impl Sender {
     }
 }
 
-/// None when the connection was lost or cannot be had.
+/// Sends a request; `None` if the connection was lost or cannot be opened.
 async fn exchange(wire: &mut Option<Wire>, to: SocketAddr, request: &[u8]) -> Option<crate::wire::Response> {
     let open = match wire {
         Some(open) => open,

@@ -15,9 +15,9 @@ use crate::{
     yardsticks,
 };
 
-/// Messages a second when it is quiet.
+/// Messages a second under quiet traffic.
 pub const QUIET: u32 = 200;
-/// PostgreSQL's processes tell their statistics ten seconds after their last transaction, at the latest.
+/// PostgreSQL's backends report their statistics at most ten seconds after their last transaction.
 const STATISTICS_ARE_IN: Duration = Duration::from_millis(10_500);
 
 pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyhow::Result<()> {
@@ -61,7 +61,7 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
     Ok(())
 }
 
-/// p50 of the naive server, in ms, with as many parked polls in a cell like ours.
+/// p50 of the naive server, in ms, in the same cell.
 async fn naive(world: &World, plan: &Plan, parked: usize) -> anyhow::Result<Option<f64>> {
     if world.yardsticks_url().is_none() {
         return Ok(None);
@@ -88,7 +88,7 @@ pub fn push_notify(results: &mut Results, what: &str, notify: &Latencies) {
     }
 }
 
-/// One cell: a poll on each feed, and so many messages a second to all of them in turn.
+/// One cell: a poll on each feed, and messages at a fixed rate to all of them in turn.
 pub struct Cell<'a> {
     pub feeds: &'a [Feed],
     pub rate: u32,
@@ -96,22 +96,22 @@ pub struct Cell<'a> {
     pub counts_transactions: bool,
 }
 
-/// What a cell gave.
+/// Results of a cell.
 pub struct Woken {
-    /// From the moment at which a message was due to the last byte of the poll that brought it.
+    /// From the moment a message was due to the last byte of the poll that brought it.
     pub latencies: Latencies,
-    /// Of the whole database, while messages were sent.
+    /// Of the whole database while messages were sent.
     pub transactions_per_second: Option<f64>,
 }
 
 impl Cell<'_> {
     /// # Errors
-    /// When a reader was given something else than was acknowledged.
+    /// When a reader received anything other than what was acknowledged.
     pub async fn measure(&self, world: &World) -> anyhow::Result<Woken> {
         self.measure_at(world, world.address).await
     }
 
-    /// As [`Cell::measure`], with the polls at a service process of choice.
+    /// As [`Cell::measure`], with the polls at a given service process.
     ///
     /// # Errors
     /// As [`Cell::measure`].
@@ -129,7 +129,7 @@ impl Cell<'_> {
     }
 }
 
-/// From the moment at which each message was due to the last byte of the poll that brought it.
+/// From the moment each message was due to the last byte of the poll that brought it.
 fn since_due(due: &[(u64, Instant)], given: Vec<Given>) -> anyhow::Result<Latencies> {
     let due: HashMap<u64, Instant> = due.iter().copied().collect();
     let mut latencies = Latencies::new()?;

@@ -1,5 +1,5 @@
-//! What the same machine can do without us: an HTTP server that only answers `ok`, the naive way of
-//! keeping messages (over the same HTTP server, and bare), and PostgreSQL on its own.
+//! What the same machine can do without the service: an HTTP server that only answers `ok`, naive ways to store
+//! messages (over that HTTP server, and without HTTP), and PostgreSQL on its own.
 
 mod naive;
 pub mod server;
@@ -17,20 +17,19 @@ use crate::{
     wire::{self, Wire},
 };
 
-/// Most connections of the bare yardsticks: the private PostgreSQL takes 100, of which the service
-/// and the naive server have nearly half.
+/// Most connections of the bare yardsticks. More would only wait for each other.
 pub const BARE_CONNECTIONS_MAX: usize = 48;
-/// Bytes of a row of the raw scan: those of the event of a 300-byte message on the wire.
+/// Bytes of a row of the raw scan: the size of a 300-byte message's event on the wire.
 const SCANNED_BYTES: i32 = 520;
 
-/// How often something was done in a second, and how long each time took.
+/// A rate, and the latency of each operation.
 #[derive(Debug)]
 pub struct Measured {
     pub per_second: f64,
     pub latencies: Latencies,
 }
 
-/// Requests to the server that only answers `ok`.
+/// Measures requests to the server that only answers `ok`.
 ///
 /// # Errors
 /// When the server does not answer.
@@ -56,7 +55,7 @@ pub async fn ok(address: SocketAddr, connections: usize, time: Duration) -> anyh
     sum(tasks, started).await
 }
 
-/// How a message is kept without HTTP.
+/// How a message is stored without HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bare {
     /// A transaction with a NOTIFY.
@@ -65,7 +64,7 @@ pub enum Bare {
     Single,
 }
 
-/// Messages kept over so many connections (at most [`BARE_CONNECTIONS_MAX`]), a transaction each.
+/// Measures messages stored over several connections (at most [`BARE_CONNECTIONS_MAX`]), in a transaction each.
 ///
 /// # Errors
 /// When the database refuses something.
@@ -101,7 +100,7 @@ async fn sum(mut tasks: JoinSet<anyhow::Result<Latencies>>, started: Instant) ->
     Ok(Measured { per_second: latencies.count() as f64 / started.elapsed().as_secs_f64(), latencies })
 }
 
-/// Rows in a second that one connection inserts, so many per commit, into an empty table.
+/// Measures the rows per second that one connection inserts into an empty table, `rows` per commit.
 ///
 /// # Errors
 /// When the database refuses something.
@@ -121,7 +120,7 @@ pub async fn multi_row(url: &str, rows: usize, time: Duration) -> anyhow::Result
     Ok(kept as f64 / took.as_secs_f64())
 }
 
-/// From the start of a transaction with a NOTIFY to the notification at another connection.
+/// Measures the time from the start of a transaction with a NOTIFY to the notification at another connection.
 ///
 /// # Errors
 /// When the database refuses something.
@@ -143,7 +142,7 @@ pub async fn notify_round_trip(url: &str, time: Duration) -> anyhow::Result<Late
     Ok(latencies)
 }
 
-/// Round trips of `select 1`.
+/// Measures round trips of `select 1`.
 ///
 /// # Errors
 /// When the database cannot be reached.
@@ -158,7 +157,7 @@ pub async fn round_trip(url: &str, time: Duration) -> anyhow::Result<Latencies> 
     Ok(latencies)
 }
 
-/// Makes the table of the raw scan hold `rows` rows in `feeds` feeds.
+/// Fills the table of the raw scan up to `rows` rows in `feeds` feeds.
 ///
 /// # Errors
 /// When the database refuses something.
@@ -167,7 +166,7 @@ pub async fn fill_scan(url: &str, rows: u64, feeds: usize) -> anyhow::Result<()>
     Ok(tables::fill(&mut connection, i64::try_from(rows)?, i32::try_from(feeds)?, SCANNED_BYTES).await?)
 }
 
-/// Makes the table of the raw scan empty, for another number of feeds.
+/// Empties the table of the raw scan, for another number of feeds.
 ///
 /// # Errors
 /// When the database refuses something.
@@ -175,8 +174,8 @@ pub async fn empty_scan(url: &str) -> anyhow::Result<()> {
     Ok(tables::empty_scanned(&mut tables::connect(url).await?).await?)
 }
 
-/// Rows per second of pages of `limit` rows, one feed after the other from its beginning, by index, over so many
-/// connections.
+/// Measures the rows per second of pages of `limit` rows, one feed after the other from its beginning, by index, over
+/// several connections.
 ///
 /// # Errors
 /// When the database cannot be read, or the table is empty.
@@ -211,7 +210,7 @@ pub async fn scan(url: &str, feeds: usize, limit: i64, connections: usize, time:
     Ok(rows as f64 / started.elapsed().as_secs_f64())
 }
 
-/// Transactions of a database so far.
+/// Counts the transactions of a database so far.
 ///
 /// # Errors
 /// When it cannot be read.

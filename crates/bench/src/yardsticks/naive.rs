@@ -49,7 +49,7 @@ struct Cursor {
     wait: u64,
 }
 
-/// A poll that waits; counted for as long as this lives.
+/// Counts a parked poll while it lives.
 struct Parked(Arc<AtomicI64>);
 
 impl Parked {

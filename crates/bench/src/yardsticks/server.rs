@@ -1,5 +1,5 @@
-//! The server of the yardsticks, a process of its own as the service is: what only answers `ok`, and naive ways of
-//! storing messages.
+//! The server of the yardsticks, a separate process like the service: a route that only answers `ok`, and naive ways to
+//! store messages.
 
 use std::{net::SocketAddr, process::ExitCode};
 
@@ -26,7 +26,7 @@ use super::{naive::Naive, tables};
 
 /// Connections to PostgreSQL.
 const CONNECTIONS: u32 = 32;
-/// As the service's: thousands connect at once.
+/// The service's own: thousands connect at once.
 const BACKLOG: u32 = 4096;
 
 #[derive(Debug, Args)]
@@ -48,7 +48,7 @@ struct Message {
 /// When the database cannot be reached.
 pub async fn run(args: &ServerArgs) -> anyhow::Result<ExitCode> {
     let mut router = Router::new().route("/ok", get(async || "ok").post(async || "ok"));
-    // Somebody listens, as in production.
+    // One connection listens, as in production.
     let mut listener = None;
     let mut naive = None;
     if let Some(url) = &args.database_url {

@@ -1,5 +1,5 @@
-//! All SQL of the benchmark: the yardsticks' tables, as small as they can be, in a database of their own; and
-//! questions to the service's database.
+//! All SQL of the benchmark: the yardsticks' minimal tables in a separate database, and queries to the service's
+//! database.
 
 use std::{
     str::FromStr,
@@ -15,25 +15,25 @@ use sqlx::{
 /// Result of a statement.
 pub type Result<T> = std::result::Result<T, sqlx::Error>;
 
-/// Channel of the naive way: a notification for each message.
+/// Channel of [`insert_and_notify`].
 const CHANNEL: &str = "yardstick";
 /// Channel of the naive long poll; the payload is a feed.
 const FEEDS: &str = "yardstick_feeds";
-/// More connections than this wait for each other for longer than they work.
+/// How long a request may wait for a connection.
 const ACQUIRE: Duration = Duration::from_secs(60);
 
-/// Connections for the naive server.
+/// Creates the naive server's pool.
 ///
 /// # Errors
-/// When `url` cannot be read.
+/// When `url` is malformed.
 pub fn pool(url: &str, connections: u32) -> Result<PgPool> {
     let options = PgConnectOptions::from_str(url)?.disable_statement_logging();
-    // No test of a connection before its use: that would be a round trip more for each message.
+    // Testing a connection before its use would cost a round trip per message.
     let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE).test_before_acquire(false);
     Ok(pool.connect_lazy_with(options))
 }
 
-/// A connection with PostgreSQL's own settings.
+/// Opens a connection with PostgreSQL's default settings.
 ///
 /// # Errors
 /// When the server cannot be reached.
@@ -41,7 +41,7 @@ pub async fn connect(url: &str) -> Result<PgConnection> {
     PgConnection::connect_with(&PgConnectOptions::from_str(url)?.disable_statement_logging()).await
 }
 
-/// A connection that hears the notifications of [`insert_and_notify`].
+/// Opens a connection that receives the notifications of [`insert_and_notify`].
 ///
 /// # Errors
 /// When the server cannot be reached.
@@ -51,7 +51,7 @@ pub async fn listen(url: &str) -> Result<PgListener> {
     Ok(listener)
 }
 
-/// Makes a database on the server of `url`.
+/// Creates a database on the server of `url`.
 ///
 /// # Errors
 /// When the server refuses it.
@@ -62,7 +62,7 @@ pub async fn create_database(url: &str, name: &str) -> Result<()> {
     connection.close().await
 }
 
-/// Removes a database of the server of `url`.
+/// Drops a database on the server of `url`.
 ///
 /// # Errors
 /// When the server refuses it.
@@ -72,7 +72,7 @@ pub async fn drop_database(url: &str, name: &str) -> Result<()> {
     connection.close().await
 }
 
-/// Makes the tables.
+/// Creates the tables.
 ///
 /// # Errors
 /// When the database refuses it.
@@ -92,7 +92,7 @@ pub async fn prepare(connection: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// One message in a transaction of its own with a NOTIFY of its own. Gives its version.
+/// Stores one message in a transaction with a NOTIFY. Returns its version.
 ///
 /// # Errors
 /// When the database refuses it.
@@ -104,7 +104,7 @@ pub async fn insert_and_notify(connection: &mut PgConnection, body: &str) -> Res
     Ok(version)
 }
 
-/// One message in a transaction of its own. Gives its version.
+/// Stores one message in its own transaction. Returns its version.
 ///
 /// # Errors
 /// When the database refuses it.
@@ -115,7 +115,7 @@ pub async fn insert(connection: &mut PgConnection, body: &str) -> Result<i64> {
         .await
 }
 
-/// A connection that hears the notifications of [`insert_into_feed`].
+/// Opens a connection that receives the notifications of [`insert_into_feed`].
 ///
 /// # Errors
 /// When the server cannot be reached.
@@ -125,7 +125,7 @@ pub async fn listen_to_feeds(url: &str) -> Result<PgListener> {
     Ok(listener)
 }
 
-/// One message of a feed, in a transaction with a NOTIFY. Returns its version.
+/// Stores one message of a feed in a transaction with a NOTIFY. Returns its version.
 ///
 /// # Errors
 /// When the database refuses it.
@@ -141,7 +141,7 @@ pub async fn insert_into_feed(connection: &mut PgConnection, feed: &str, body: &
     Ok(version)
 }
 
-/// The messages of a feed after a version.
+/// Reads the messages of a feed after a version.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -153,7 +153,7 @@ pub async fn read_feed(connection: &mut PgConnection, feed: &str, after: i64) ->
         .await
 }
 
-/// The newest version of all feeds.
+/// Reads the newest version of all feeds.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -161,7 +161,7 @@ pub async fn newest_of_feeds(connection: &mut PgConnection) -> Result<i64> {
     sqlx::query_scalar("select coalesce(max(version), 0) from feeds").fetch_one(connection).await
 }
 
-/// Rows in one statement and one transaction, numbered from `first`.
+/// Inserts rows in one statement and one transaction, numbered from `first`.
 ///
 /// # Errors
 /// When the database refuses it.
@@ -177,7 +177,7 @@ pub async fn insert_many(connection: &mut PgConnection, first: i64, bodies: &[St
     Ok(())
 }
 
-/// Rows that [`insert_many`] has put into its table.
+/// Counts the rows that [`insert_many`] has inserted.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -185,7 +185,7 @@ pub async fn count_many(connection: &mut PgConnection) -> Result<i64> {
     sqlx::query_scalar("select count(*) from many").fetch_one(connection).await
 }
 
-/// Empties the table of [`insert_many`]: its rate is that of a fresh table.
+/// Empties the table of [`insert_many`], so that its rate is that of a fresh table.
 ///
 /// # Errors
 /// When the database refuses it.
@@ -217,7 +217,7 @@ pub async fn empty_scanned(connection: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Makes a connection read by index, as the service's do.
+/// Configures a connection to read by index, as the service's do.
 ///
 /// # Errors
 /// When the database refuses it.
@@ -248,7 +248,7 @@ pub async fn scan(connection: &mut PgConnection, feed: i32, after: i64, limit: i
     Ok((last, count))
 }
 
-/// Does now what autovacuum and the checkpointer would do in the minutes after much was written.
+/// Runs now what autovacuum and the checkpointer would run in the next minutes.
 ///
 /// # Errors
 /// When the database refuses it.
@@ -259,11 +259,11 @@ pub async fn settle(url: &str) -> Result<()> {
     connection.close().await
 }
 
-/// Leaves the server with so many WAL segments to write over, as one has that has worked for a while. A
-/// new one is filled with zeros while everybody waits.
+/// Leaves the server with WAL segments to recycle, as a server has that has worked for a while. A new segment is
+/// filled with zeros while every commit waits.
 ///
 /// # Errors
-/// When the server refuses it: it is a superuser's.
+/// When the server refuses it: it needs a superuser.
 pub async fn make_wal(url: &str, segments: u32) -> Result<()> {
     let mut connection = connect(url).await?;
     let statement = format!(
@@ -280,7 +280,7 @@ pub async fn make_wal(url: &str, segments: u32) -> Result<()> {
     connection.close().await
 }
 
-/// Makes commits wait for the standby `bench`, or no longer; returns when that is so.
+/// Turns synchronous replication to the standby `bench` on or off; returns once that is in force.
 ///
 /// # Errors
 /// When the server refuses it, or the standby does not stream within a minute.
@@ -292,7 +292,7 @@ pub async fn set_synchronous(url: &str, is_synchronous: bool) -> Result<()> {
     let names = if is_synchronous { "bench" } else { "" };
     let mut connection = connect(url).await?;
     let statement = format!("alter system set synchronous_standby_names = '{names}'");
-    // One by one: ALTER SYSTEM cannot run in a transaction block.
+    // Separate statements: ALTER SYSTEM cannot run in a transaction block.
     connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await?;
     connection.execute("select pg_reload_conf()").await?;
     let until = Instant::now() + Duration::from_secs(60);
@@ -308,7 +308,7 @@ pub async fn set_synchronous(url: &str, is_synchronous: bool) -> Result<()> {
     }
 }
 
-/// One round trip: the simple protocol.
+/// Makes one round trip, with the simple protocol.
 ///
 /// # Errors
 /// When the connection is lost.
@@ -317,7 +317,7 @@ pub async fn select_one(connection: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Bytes on disk of all tables of the service, with their indexes.
+/// Returns the bytes on disk of all tables of the service, including indexes.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -330,7 +330,7 @@ pub async fn disk_bytes(connection: &mut PgConnection) -> Result<i64> {
     .await
 }
 
-/// Bytes on disk of all databases of the server.
+/// Returns the bytes on disk of all databases of the server.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -338,7 +338,7 @@ pub async fn server_bytes(connection: &mut PgConnection) -> Result<i64> {
     sqlx::query_scalar("select sum(pg_database_size(oid))::bigint from pg_database").fetch_one(connection).await
 }
 
-/// What the server keeps in its own memory.
+/// Returns `shared_buffers` in bytes.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -346,7 +346,7 @@ pub async fn shared_buffers_bytes(connection: &mut PgConnection) -> Result<i64> 
     sqlx::query_scalar("select pg_size_bytes(current_setting('shared_buffers'))").fetch_one(connection).await
 }
 
-/// Transactions of the database so far: nearly every statement of the service is one.
+/// Counts the transactions of the database so far: nearly every statement of the service is one.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -356,7 +356,7 @@ pub async fn transactions(connection: &mut PgConnection) -> Result<i64> {
         .await
 }
 
-/// Settings of the server that figures depend on, as (name, value).
+/// Reads the server settings that figures depend on, as (name, value).
 ///
 /// # Errors
 /// When the database cannot be read.
