@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use tokio::{
+    sync::Barrier,
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -66,17 +67,19 @@ struct Acked {
 
 async fn cell(world: &World, feeds: &[Feed], senders: usize, time: Duration) -> anyhow::Result<Acked> {
     let (stop, delivered) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
-    let mut readers = JoinSet::new();
+    let (mut readers, drained) = (JoinSet::new(), Arc::new(Barrier::new(feeds.len() + 1)));
     for (number, feed) in feeds.iter().enumerate() {
         let reader = Reader {
             number,
             address: world.address,
             token: feed.token.clone(),
+            drained: Arc::clone(&drained),
             delivered: Arc::clone(&delivered),
             told: Told::default(),
         };
         readers.spawn(reader.run(stop.clone()));
     }
+    timeout(DELIVERED_MAX, drained.wait()).await.context("a feed has always more that is not acknowledged")?;
     world.until_parked(feeds.len()).await?;
     let sent = Load::on(world, feeds).closed_loop(senders, time).await?;
     let until = Instant::now() + DELIVERED_MAX;
@@ -113,6 +116,8 @@ struct Reader {
     number: usize,
     address: SocketAddr,
     token: String,
+    /// Passed when everything from before the cell is acknowledged.
+    drained: Arc<Barrier>,
     /// Counts the messages that all readers were given.
     delivered: Arc<AtomicU64>,
     told: Told,
@@ -129,6 +134,7 @@ impl Reader {
                 break;
             }
         }
+        self.drained.wait().await;
         loop {
             let begun = Instant::now();
             wire.send(&self.request(60, &page)).await?;
