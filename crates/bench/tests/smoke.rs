@@ -130,11 +130,14 @@ async fn the_jobs_of_desks_and_replicas_give_their_figures_and_every_reader_gets
 #[tokio::test]
 async fn a_running_service_is_measured_without_its_database_and_left_tidy() {
     let service = Service::start().await;
-    let aimed = ["--jobs", "append,batch,disk", "--url", &service.base, "--admin-token", ADMIN_TOKEN];
+    let aimed = ["--jobs", "append,batch,disk,desk,rare,acks", "--url", &service.base, "--admin-token", ADMIN_TOKEN];
     let (printed, code) = bench(&aimed).await;
     assert_eq!((list(&printed, "failures").len(), code), (0, Some(0)), "{printed}");
     assert!(value(&printed, "append", "1 sender", "throughput") > 0.0);
+    assert!(value(&printed, "desk", "8 conversations, 1 process", "throughput") > 0.0);
+    assert!(value(&printed, "acks", "8 agents", "throughput") > 0.0);
     assert!(!measured(&printed).contains("disk"));
+    assert!(!measured(&printed).contains("rare"));
     assert!(list(&printed, "left_out").len() >= 2, "it says what it could not measure: {printed}");
 
     // No agent is left who could be assigned a customer.

@@ -36,7 +36,11 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
                 }
                 let is_counted = rate == plan.sizes.rate && plan.sizes.wake_parked.len() > 1;
                 let cell = Cell { feeds: &feeds[..parked], rate, time: plan.time, counts_transactions: is_counted };
+                // Half of the naive server's time before the cell and half after it, so that drift affects both alike.
+                let is_quiet = rate == QUIET;
+                let before = if is_quiet { naive(world, plan, parked).await? } else { None };
                 let woken = cell.measure(world).await?;
+                let after = if is_quiet { naive(world, plan, parked).await? } else { None };
                 let mut beside = Vec::new();
                 if let Some(notify) = &notify {
                     beside.push((NOTIFY_ROUND_TRIP, notify.at(0.5)));
@@ -44,10 +48,8 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
                     results.push("wake", &what, "p99 above NOTIFY", "ms", above, &[]);
                     push_notify(results, &what, notify);
                 }
-                if rate == QUIET
-                    && let Some(naive) = naive(world, plan, parked).await?
-                {
-                    beside.push((NAIVE_POLL, naive));
+                if let (Some(before), Some(after)) = (before, after) {
+                    beside.push((NAIVE_POLL, f64::midpoint(before, after)));
                 }
                 results.push_latencies_beside("wake", &what, &woken.latencies, &beside);
                 if let Some(transactions) = woken.transactions_per_second {
@@ -61,7 +63,7 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
     Ok(())
 }
 
-/// p50 of the naive server, in ms, in the same cell.
+/// Measures p50 of the naive server, in ms, in half of the time of the same cell.
 async fn naive(world: &World, plan: &Plan, parked: usize) -> anyhow::Result<Option<f64>> {
     if world.yardsticks_url().is_none() {
         return Ok(None);
@@ -72,7 +74,7 @@ async fn naive(world: &World, plan: &Plan, parked: usize) -> anyhow::Result<Opti
     let server = world.yardsticks();
     let polls = Polls::park_at(server, "", &feeds, head(server, "").await?).await?;
     let load = Load { addresses: [server].into(), ..Load::on(world, &feeds) };
-    let sent = load.open_loop(QUIET, plan.time).await?;
+    let sent = load.open_loop(QUIET, plan.time / 2).await?;
     let given = polls.end(world, sent.acknowledged).await?;
     Ok(Some(since_due(&sent.due, given)?.at(0.5)))
 }
