@@ -17,6 +17,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
     process::{Child, Command},
+    sync::Mutex,
     time::timeout,
 };
 
@@ -35,10 +36,14 @@ fn command(arguments: &[&str]) -> Command {
     command
 }
 
+/// One run at a time: several starve each other, and the service then refuses what it cannot do in time.
+static RUNS: Mutex<()> = Mutex::const_new(());
+
 /// Runs the benchmark; returns what it printed as JSON, and its exit code.
 async fn bench(arguments: &[&str]) -> (Value, Option<i32>) {
     let mut all = vec!["--size", "smoke", "--json"];
     all.extend(arguments);
+    let _alone = RUNS.lock().await;
     let ended = timeout(PATIENCE, command(&all).output()).await.expect("it ends in time").expect("it runs");
     let errors = String::from_utf8_lossy(&ended.stderr);
     let printed = serde_json::from_slice(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {errors}"));
