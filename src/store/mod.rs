@@ -36,6 +36,5 @@ pub mod rights;
 pub mod schema;
 pub mod sessions;
 pub mod tokens;
-pub mod yardsticks;
 
 pub use error::{Error, Result};
