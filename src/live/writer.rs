@@ -22,7 +22,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::relay::{Basis, Committed, Live};
+use super::{
+    feed::{Basis, publisher::Publisher},
+    peers::Peers,
+};
 use crate::{
     desk::{
         SessionReply,
@@ -35,7 +38,7 @@ use crate::{
         self,
         appends::{self, Backend, Outcome, Proof},
         events,
-        pool::{Purpose, deadline, read_deadline},
+        pool::{Db, Purpose, deadline, read_deadline},
     },
 };
 
@@ -52,9 +55,9 @@ pub struct Writer {
 
 impl Writer {
     /// The handle and its worker, which must be run.
-    pub fn new(live: Arc<Live>, committed: mpsc::Sender<Committed>) -> (Self, WriterTask) {
+    pub fn new(db: Db, publisher: Publisher, peers: Arc<Peers>) -> (Self, WriterTask) {
         let (jobs, queue) = mpsc::channel(limits::WRITER_QUEUE_MAX);
-        (Self { jobs }, WriterTask { live, queue, committed, link: None, known: None })
+        (Self { jobs }, WriterTask { db, publisher, peers, queue, link: None, known: None })
     }
 
     /// Hands work over and waits for its answer. Dropping this future does not undo the work.
@@ -94,9 +97,10 @@ impl Writer {
 
 /// The worker.
 pub struct WriterTask {
-    live: Arc<Live>,
+    db: Db,
+    publisher: Publisher,
+    peers: Arc<Peers>,
     queue: mpsc::Receiver<Job>,
-    committed: mpsc::Sender<Committed>,
     link: Option<Link>,
     /// The store as our last append over this link left it.
     known: Option<Known>,
@@ -253,22 +257,18 @@ impl WriterTask {
     fn hand_over(&self, decision: Decision<'_>, basis: Basis, appended_at: DateTime<Utc>) -> Vec<Result<Reply, Fault>> {
         if let Some((first, last)) = decision.ledger.versions() {
             metrics::counter!("deskfeed_append_events_total").increment(u64::try_from(last - first + 1).unwrap_or(0));
-            self.live.note_committed(basis, last);
-            let events = decision.ledger.shown(appended_at);
-            if self.committed.try_send(Committed { basis, events }).is_err() {
-                self.live.hint();
-            }
+            self.publisher.publish(basis, last, decision.ledger.shown(appended_at));
         }
         decision.replies(appended_at)
     }
 
     async fn try_commit<'a>(&mut self, commands: &[&'a Command]) -> Result<Vec<Result<Reply, Fault>>, BatchError<'a>> {
-        let basis = self.live.basis();
+        let basis = self.publisher.basis();
         if self.link.is_none() {
             self.known = None;
-            let mut connection = self.live.db.connect(Purpose::Appends).await?;
+            let mut connection = self.db.connect(Purpose::Appends).await?;
             let backend = deadline(limits::DB_ACQUIRE_MS, appends::backend(&mut connection)).await?;
-            self.live.peers.set_writer(backend.pid);
+            self.peers.set_writer(backend.pid);
             self.link = Some(Link { connection, backend });
         }
         if let Some(replies) = self.append_at_once(commands, basis).await? {
@@ -283,8 +283,7 @@ impl WriterTask {
         commands: &[&'a Command],
         basis: Basis,
     ) -> Result<Option<Vec<Result<Reply, Fault>>>, BatchError<'a>> {
-        let live = Arc::clone(&self.live);
-        let cards = live.cards.cards();
+        let (epoch, peers, cards) = (self.publisher.epoch(), Arc::clone(&self.peers), self.publisher.cards());
         let (Some(link), Some(known)) = (&mut self.link, self.known.as_mut().filter(|known| known.is_trusted)) else {
             return Ok(None);
         };
@@ -296,7 +295,7 @@ impl WriterTask {
             return Ok(None);
         };
         let started = Instant::now();
-        let written = read_deadline(decision.ledger.write(&mut link.connection, live.peers.may_be_there())).await;
+        let written = read_deadline(decision.ledger.write(&mut link.connection, peers.may_be_there())).await;
         metrics::histogram!("deskfeed_commit_duration_seconds").record(started.elapsed().as_secs_f64());
         match written {
             Ok(Some(appended_at)) => {
@@ -308,7 +307,7 @@ impl WriterTask {
                 Ok(None)
             }
             Err(error) if appends::is_refusal(&error) => Err(BatchError::BeforeCommit(error)),
-            Err(error) => Err(unanswered(&live, error, decision, link.backend, basis)),
+            Err(error) => Err(unanswered(epoch, error, decision, link.backend, basis)),
         }
     }
 
@@ -318,8 +317,7 @@ impl WriterTask {
         commands: &[&'a Command],
         basis: Basis,
     ) -> Result<Vec<Result<Reply, Fault>>, BatchError<'a>> {
-        let live = Arc::clone(&self.live);
-        let cards = live.cards.cards();
+        let (epoch, peers, cards) = (self.publisher.epoch(), Arc::clone(&self.peers), self.publisher.cards());
         let Some(link) = &mut self.link else { return Err(store::Error::Away("the writer has no connection").into()) };
         let connection = &mut link.connection;
         let written = deadline(limits::COMMIT_MS, async {
@@ -327,7 +325,7 @@ impl WriterTask {
             let appended_at = if decision.ledger.is_empty() {
                 None
             } else {
-                decision.ledger.write(connection, live.peers.may_be_there()).await?
+                decision.ledger.write(connection, peers.may_be_there()).await?
             };
             match appended_at {
                 None if !decision.ledger.is_empty() => {
@@ -354,7 +352,7 @@ impl WriterTask {
                 self.known = Known::after(self.known.take(), Some(&standing), &mut decision);
                 Ok(self.hand_over(decision, basis, appended_at))
             }
-            Err(error) => Err(unanswered(&live, error, decision, link.backend, basis)),
+            Err(error) => Err(unanswered(epoch, error, decision, link.backend, basis)),
         }
     }
 
@@ -363,7 +361,7 @@ impl WriterTask {
         let Some(proof) = unanswered.decision.ledger.proof() else { return Outcome::Unknown };
         let until = Instant::now() + Duration::from_millis(limits::COMMIT_MS);
         while Instant::now() < until {
-            let asked = deadline(limits::DB_ACQUIRE_MS, ask(&self.live, unanswered, &proof)).await;
+            let asked = deadline(limits::DB_ACQUIRE_MS, ask(&self.db, unanswered, &proof)).await;
             match asked {
                 Ok(Outcome::Unknown) | Err(_) => sleep(Duration::from_millis(100)).await,
                 Ok(outcome) => return outcome,
@@ -373,19 +371,18 @@ impl WriterTask {
     }
 }
 
-fn unanswered<'a>(
-    live: &Live,
+fn unanswered(
+    epoch: Arc<str>,
     error: store::Error,
-    decision: Decision<'a>,
+    decision: Decision<'_>,
     backend: Backend,
     basis: Basis,
-) -> BatchError<'a> {
-    let epoch = live.bulletin.epoch();
+) -> BatchError<'_> {
     BatchError::AtCommit(error, Box::new(Unanswered { decision, backend, basis, epoch }))
 }
 
-async fn ask(live: &Live, unanswered: &Unanswered<'_>, proof: &Proof) -> store::Result<Outcome> {
-    let mut connection = live.db.connect(Purpose::Appends).await?;
+async fn ask(db: &Db, unanswered: &Unanswered<'_>, proof: &Proof) -> store::Result<Outcome> {
+    let mut connection = db.connect(Purpose::Appends).await?;
     // Versions mean something within one history only.
     if events::store_state(&mut connection).await?.epoch != *unanswered.epoch {
         return Ok(Outcome::Unknown);
