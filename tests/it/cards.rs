@@ -1,15 +1,15 @@
-//! What a replica caches of sessions and profiles when the history changes under a slow read.
+//! What a replica keeps when the history changes: no card that a slow read brings, no pooled connection.
 
 use std::{sync::Arc, time::Duration};
 
 use deskfeed::{
     domain::ids::{ProfileKey, SessionKey},
-    store::cards::CardCache,
+    store::{cards::CardCache, pool::Db},
 };
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::{Instant, timeout};
 
-use crate::support::TestDesk;
+use crate::support::{TestDesk, postgres};
 
 const BOUNDED: Duration = Duration::from_secs(20);
 
@@ -69,4 +69,25 @@ async fn a_slow_read_of_an_earlier_history_is_not_cached() {
         run(&mut sql, "update profiles set name = null").await;
     }
     desk.stop().await;
+}
+
+#[tokio::test]
+async fn pooled_connections_that_are_replaced_are_used_no_more() {
+    let db = Db::new(&postgres::as_application(&postgres::new_database().await), 1).expect("a URL");
+    let backend = async || {
+        let read = db.read(async |connection| {
+            Ok(sqlx::query_scalar::<_, i32>("select pg_backend_pid()").fetch_one(connection).await?)
+        });
+        read.await.expect("PostgreSQL answers")
+    };
+    let before = backend().await;
+    assert_eq!(backend().await, before, "it is pooled");
+    db.replace_connections();
+    let after = backend().await;
+    assert_ne!(after, before);
+    // Those made at the very moment are replaced, too.
+    let until = Instant::now() + BOUNDED;
+    while backend().await != backend().await {
+        assert!(Instant::now() < until, "it is pooled no more");
+    }
 }
