@@ -8,27 +8,29 @@ do $grants$ begin
 
 -- The service. Columns are named where it changes a few only.
 if to_regrole('deskfeed_app') is not null then
-    revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, erasable, erasures, acks from deskfeed_app;
-    revoke all on sequence session_changes from deskfeed_app;
-    revoke all on function make_partitions_ahead(integer) from deskfeed_app;
+    revoke all on _sqlx_migrations, store, histories, append_lock, settled_appends, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, erasable, erasures, acks from deskfeed_app;
+    revoke all on function make_partitions_ahead(integer), begin_history(), settle_append, put_gateway, append from deskfeed_app;
     grant select on _sqlx_migrations to deskfeed_app;
     -- Counts revocations; the rest of the row is the owner's.
     grant select, update (revocations) on store to deskfeed_app;
-    -- LOCK TABLE ... IN EXCLUSIVE MODE asks for a right to change; there is nothing in it to change.
-    grant update on append_lock to deskfeed_app;
+    grant select on histories to deskfeed_app;
     -- Rows are locked (for no key update), which asks for a right to change some column.
-    grant select, insert, update (created_at) on feeds to deskfeed_app;
-    grant select, insert on profiles to deskfeed_app;
-    grant select, insert, update (assigned_at, profile_key, open_sessions, max_sessions, status) on agents to deskfeed_app;
-    grant select, insert, update (name) on gateways to deskfeed_app;
+    grant select, update (created_at) on feeds to deskfeed_app;
+    grant select on profiles to deskfeed_app;
+    grant select on agents to deskfeed_app;
+    grant select on gateways to deskfeed_app;
     grant select, insert, update (seen_at) on polls_seen to deskfeed_app;
     grant select, insert, update (last_used_at, revocation) on tokens to deskfeed_app;
-    grant select, insert, update (closed_at, assigned_version, last_op_version, owner_key, last_op_by, last_op_to, status, last_op) on sessions to deskfeed_app;
-    grant select, usage on sequence session_changes to deskfeed_app;
-    -- Never update, delete or truncate: events are history.
+    grant select on sessions to deskfeed_app;
     -- Through the table alone: its partitions are nobody's but the owner's.
-    grant select, insert on events to deskfeed_app;
-    -- Makes the partitions to come, with the owner's rights.
+    grant select on events to deskfeed_app;
+    -- What these functions do, they do with the owner's rights: no other way leads to an event, a session, an
+    -- agent or a gateway. They check what they are given.
+    grant execute on function append to deskfeed_app;
+    grant execute on function settle_append to deskfeed_app;
+    grant execute on function begin_history to deskfeed_app;
+    grant execute on function put_gateway to deskfeed_app;
+    -- Makes the partitions to come.
     grant execute on function make_partitions_ahead(integer) to deskfeed_app;
     grant select on messages to deskfeed_app;
     grant select on erasures to deskfeed_app;
@@ -38,15 +40,15 @@ end if;
 
 -- People and programs that look at conversations: everything but the hashes of tokens.
 if to_regrole('deskfeed_readonly') is not null then
-    revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, erasable, erasures, acks from deskfeed_readonly;
-    grant select on _sqlx_migrations, store, feeds, profiles, agents, gateways, polls_seen, sessions, events, messages, erasures, acks to deskfeed_readonly;
+    revoke all on _sqlx_migrations, store, histories, append_lock, settled_appends, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, erasable, erasures, acks from deskfeed_readonly;
+    grant select on _sqlx_migrations, store, histories, settled_appends, feeds, profiles, agents, gateways, polls_seen, sessions, events, messages, erasures, acks to deskfeed_readonly;
     grant select (created_at, expires_at, last_used_at, revocation, token_id, feed_key, role) on tokens to deskfeed_readonly;
 end if;
 
 -- Monitoring, `deskfeed doctor` too: how much and how old, never who or what.
 if to_regrole('deskfeed_monitor') is not null then
-    revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, erasable, erasures, acks from deskfeed_monitor;
-    grant select on _sqlx_migrations, store to deskfeed_monitor;
+    revoke all on _sqlx_migrations, store, histories, append_lock, settled_appends, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, erasable, erasures, acks from deskfeed_monitor;
+    grant select on _sqlx_migrations, store, histories, settled_appends to deskfeed_monitor;
     grant select (version, created_at, feed_key, type) on events to deskfeed_monitor;
     grant select (opened_at, closed_at, session_key, status) on sessions to deskfeed_monitor;
     grant select (feed_key, open_sessions, max_sessions, status) on agents to deskfeed_monitor;
@@ -56,13 +58,11 @@ end if;
 -- `deskfeed erase`: may blank what it cannot read, and must leave a record that it cannot change. When
 -- and who are the table's defaults, which it may not write over.
 if to_regrole('deskfeed_eraser') is not null then
-    revoke all on _sqlx_migrations, store, append_lock, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, erasable, erasures, acks from deskfeed_eraser;
-    revoke all on sequence session_changes from deskfeed_eraser;
+    revoke all on _sqlx_migrations, store, histories, append_lock, settled_appends, feeds, profiles, agents, gateways, polls_seen, tokens, sessions, events, messages, erasable, erasures, acks from deskfeed_eraser;
     grant select on _sqlx_migrations to deskfeed_eraser;
     grant select (oldest_program) on store to deskfeed_eraser;
-    -- As for the service; a change of sessions is counted.
+    -- LOCK TABLE ... IN EXCLUSIVE MODE asks for a right to change; there is nothing in it to change.
     grant update on append_lock to deskfeed_eraser;
-    grant usage on sequence session_changes to deskfeed_eraser;
     grant select (feed_key, feed_id) on feeds to deskfeed_eraser;
     grant select (session_key, gateway_key, session_id, from_id), update (from_name, from_image) on sessions to deskfeed_eraser;
     -- A view of the events that hold content: no other can be touched through it.

@@ -1,5 +1,5 @@
 -- What: the events of all feeds in one order, messages among them, in partitions by version; the
---       functions that make partitions, append, and move the oldest version that is kept.
+--       functions that make partitions and move the oldest version that is kept.
 -- Locks: the row of store, for a moment; all else is new.
 -- Reversible: no; this is the history.
 -- Size: about 500 bytes per message of 300 bytes and 140 bytes per other event, indexes included; an
@@ -16,6 +16,7 @@ create table events (
     version      bigint      not null,
     created_at   timestamptz not null,
     session_key  bigint      not null,
+    append       bigint,
     id           uuid,
     feed_key     integer     not null,
     profile_key  integer     not null,
@@ -29,9 +30,9 @@ create table events (
     content      text,
     -- No foreign keys: each would be checked for each row of each append. The
     -- appending transaction has read what it refers to, and nothing is deleted. And
-    -- no check constraints: PostgreSQL reads their text anew for every statement, and
-    -- one was a third of what an append of one message takes it. append_events()
-    -- refuses what they would.
+    -- no check constraints: PostgreSQL parses their text again for every statement, and
+    -- one was a third of the time of an append of one message. append() refuses what
+    -- they would, and no other role than the owner may insert.
     constraint events_pkey primary key (version)
 ) partition by range (version);
 
@@ -53,6 +54,7 @@ comment on table events is 'What happened on each feed. Append-only, enforced fo
 comment on column events.version is 'The event''s number: dense (1, 2, 3 and so on), given under append_lock in commit order.';
 comment on column events.created_at is 'When it was appended (the database''s clock); never decreases with the version.';
 comment on column events.session_key is 'The session it is about.';
+comment on column events.append is 'First event of an append: the random number by which its sender finds it again if the commit is not answered. Null for all other events.';
 comment on column events.id is 'Message: the Id that its sender gave, when that is a UUID in its usual lower-case form, else null. A message that was given no Id at all has made_message_id(version, created_at); nothing is kept of it.';
 comment on column events.feed_key is 'The feed it belongs to; 0 for a message that came while its session was queued: nobody is told of it until the session''s AddSession brings it.';
 comment on column events.profile_key is 'The agent it tells of, as the agent was then; 0 for none.';
@@ -112,7 +114,7 @@ create trigger events_are_kept
     for each statement execute function refuse_change();
 
 create trigger events_change_in_content_only
-    before update of version, created_at, session_key, id, feed_key, profile_key, author_key, message_seq, type, reason,
+    before update of version, created_at, session_key, append, id, feed_key, profile_key, author_key, message_seq, type, reason,
                      message_type, content_type, id_text on events
     for each statement execute function refuse_change();
 
@@ -140,7 +142,7 @@ comment on function event_partitions() is 'The partitions of events: first versi
 -- A unique index of a partitioned table must contain its key, the version, and so could not keep Ids
 -- unique. The indexes on Ids are each partition's own. Within a partition they refuse an Id that is
 -- there already. Across partitions the lock does: whoever appends has it, and looks for the Ids that
--- clients gave in all partitions; append_events() does unless it is told that this was done. Ids that
+-- clients gave in all partitions; append() does. Ids that
 -- are made of a version are new by their making.
 create function make_partitions(first_version bigint, last_version bigint) returns integer
 language plpgsql set search_path = public, pg_temp as $$
@@ -167,7 +169,7 @@ begin
         execute format('create trigger events_are_kept before delete or truncate on %I
             for each statement execute function refuse_change()', name);
         execute format('create trigger events_change_in_content_only
-            before update of version, created_at, session_key, id, feed_key, profile_key, author_key, message_seq, type, reason,
+            before update of version, created_at, session_key, append, id, feed_key, profile_key, author_key, message_seq, type, reason,
                              message_type, content_type, id_text on %I
             for each statement execute function refuse_change()', name);
         execute format('alter table %I enable always trigger events_are_kept, enable always trigger events_change_in_content_only', name);
@@ -208,76 +210,6 @@ revoke execute on function make_partitions(bigint, bigint), make_partitions_ahea
 
 -- Room for the first events, and two partitions ahead of them.
 do $$ begin perform make_partitions_ahead(1); end $$;
-
--- Appending is one call, so that a batch of messages costs one round trip and the lock is held for
--- no longer than the server needs. The caller has decided on what it knows of the store: if that
--- is no longer so (another replica has appended, a session has changed, an Id was kept before), nothing
--- happens and null comes back. Each statement of the function has a snapshot of its own (read committed), so the
--- second sees all that was committed before the lock was had. Arrays of Ids may be shorter than
--- the others: what is missing is null.
-create function append_events(
-    expected_head bigint, expected_changes bigint, at timestamptz, notify boolean, ids_are_new boolean,
-    session_keys bigint[], feed_keys integer[], profile_keys integer[], author_keys integer[], message_seqs integer[],
-    types smallint[], reasons smallint[], message_types smallint[], content_types smallint[],
-    ids uuid[], id_texts text[], contents text[]
-) returns timestamptz
-language plpgsql as $$
-declare
-    oldest      bigint;
-    room        bigint;
-    changes     bigint;
-    newest      bigint;
-    appended_at timestamptz;
-begin
-    lock table append_lock in exclusive mode;
-    -- The newest event, as far as it is the expected one or after it: of no partition but one or two.
-    select s.oldest_version, s.partitions_end, (select last_value from session_changes), e.version, e.created_at
-    into oldest, room, changes, newest, appended_at
-    from store s
-    left join lateral (
-        select version, created_at from events
-        where version >= expected_head and version <= expected_head + 1 order by version desc limit 1
-    ) e on true;
-    if greatest(newest, oldest - 1) <> expected_head or changes <> expected_changes then
-        return null;
-    end if;
-    -- What has the Id of a message that is there is its repetition, and not for an append to decide about.
-    -- (Two conditions: in one, the query would be started each time.)
-    if not ids_are_new then
-        if exists (select from unnest(ids) given (id) join events e on e.id = given.id)
-           or exists (select from unnest(id_texts) given (id) join events e on e.id_text = given.id) then
-            return null;
-        end if;
-    end if;
-    appended_at := greatest(coalesce(at, clock_timestamp()), appended_at);
-    if expected_head + cardinality(session_keys) >= room then
-        -- Partitions are made long before they are needed; but for want of one no append fails.
-        perform make_partitions_ahead(cardinality(session_keys));
-    end if;
-    insert into events (version, created_at, session_key, feed_key, profile_key, author_key, message_seq,
-                        type, reason, message_type, content_type, id, id_text, content)
-    select version, appended_at, session_key, feed_key, profile_key, author_key, message_seq,
-           -- What is neither an event with a message nor one without has no type, which the column refuses.
-           case when type between 0 and 2 and reason between 0 and 3 and message_type between 0 and 1 and content_type between 0 and 1
-                     and case when content is null then author_key = 0 and id is null and id_text is null
-                              else type = 1 and author_key <> 0 and (id is null or id_text is null)
-                         end
-                then type end,
-           reason, message_type, content_type, id, id_text, content
-    -- Row by row: in "from unnest(...)" each array would be laid out first, a quarter of what 500 rows take.
-    from (select generate_series(expected_head + 1, expected_head + cardinality(session_keys)) as version,
-                 unnest(session_keys) as session_key, unnest(feed_keys) as feed_key, unnest(profile_keys) as profile_key,
-                 unnest(author_keys) as author_key, unnest(message_seqs) as message_seq, unnest(types) as type,
-                 unnest(reasons) as reason, unnest(message_types) as message_type, unnest(content_types) as content_type,
-                 unnest(ids) as id, unnest(id_texts) as id_text, unnest(contents) as content) e;
-    if notify then
-        perform pg_notify('deskfeed', (expected_head + cardinality(session_keys))::text);
-    end if;
-    return appended_at;
-end
-$$;
-
-comment on function append_events is 'Appends events if the newest version and the count of session_changes are as expected and their Ids are new (ids_are_new: that is known already), and gives their time; else gives null and does nothing. Refuses events that contradict themselves.';
 
 -- A customer's message that came while its session was queued is told to nobody until the AddSession
 -- that brings it: as long as that is to come, or is among the events that are kept, so is the message.

@@ -24,8 +24,9 @@ pub struct EpochArgs {
 enum EpochCommand {
     /// Prints the epoch.
     Show,
-    /// Gives the store a new epoch: after every restore, so that readers who followed what is lost
-    /// are told so (41001). Services that run notice by themselves.
+    /// Begins a new epoch with the next version: after a restore, so that readers who are ahead of what was
+    /// kept are told so (41001). A promoted standby and a restored copy get one with their first append; services that
+    /// run notice by themselves.
     Renew,
 }
 
@@ -44,7 +45,7 @@ async fn run_on(args: &EpochArgs, url: &str) -> anyhow::Result<()> {
     match args.command {
         None | Some(EpochCommand::Show) => println!("{}", state.epoch),
         Some(EpochCommand::Renew) => {
-            history::rename(&mut connection)
+            history::renew(&mut connection)
                 .await
                 .context("the epoch cannot be changed; log in as the role that owns the tables")?;
             let renewed = events::store_state(&mut connection).await?.epoch;

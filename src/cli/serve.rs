@@ -10,6 +10,7 @@ use tokio::{
     sync::oneshot,
     time::timeout,
 };
+use uuid::Uuid;
 
 use super::{
     database::{Database, check_schema, connect, migrate},
@@ -27,13 +28,12 @@ use crate::{
     lifecycle::Lifecycle,
     live::{
         ack_writer::AckWriter,
+        append,
         auth::{activity::Activity, freshness::Freshness, tokens::Tokens},
         feed::{
             Feed, hints::Hints, listen::Listening, parked::Parked, poll::Polls, publisher::Publisher, relay::Relay,
         },
-        peers::Peers,
         upkeep,
-        writer::Writer,
     },
     store::{
         pool::{Db, is_on_this_machine},
@@ -160,7 +160,9 @@ impl Desk {
         let tokens = Arc::new(Tokens::new(db.clone(), Clock, Arc::clone(&freshness), admin_token));
         let parked = Arc::new(Parked::new(args.polls_per_token));
         let feed = Arc::new(Feed::new(Arc::clone(&freshness), args.timezone));
-        let (hints, peers): (Arc<Hints>, Arc<Peers>) = Default::default();
+        let hints: Arc<Hints> = Arc::default();
+        // Marks what this process notifies: its own appends are no news to it.
+        let sender = Uuid::new_v4().as_u64_pair().0;
         let (publisher, committed) = Publisher::new(Arc::clone(&feed), Arc::clone(&hints));
 
         let (first_look, looked) = oneshot::channel();
@@ -170,14 +172,12 @@ impl Desk {
             freshness: Arc::clone(&freshness),
             tokens: Arc::clone(&tokens),
             parked: Arc::clone(&parked),
-            peers: Arc::clone(&peers),
             hints: Arc::clone(&hints),
             committed,
             first_look: Some(first_look),
         };
         working.spawn("relay", relay.run(stopping()));
-        let listening =
-            Listening { db: db.clone(), feed: Arc::clone(&feed), hints: Arc::clone(&hints), peers: Arc::clone(&peers) };
+        let listening = Listening { db: db.clone(), feed: Arc::clone(&feed), hints: Arc::clone(&hints), sender };
         working.spawn("listener", listening.run(stopping()));
         if !matches!(timeout(FIRST_CONTACT, looked).await, Ok(Ok(()))) {
             bail!("PostgreSQL does not answer; see the log for its reason");
@@ -186,8 +186,11 @@ impl Desk {
             tracing::debug!(error = %error, "no tokens were preloaded");
         }
 
-        let (writer, writer_task) = Writer::new(db.clone(), publisher, peers);
-        working.spawn("writer", writer_task.run(stopping()));
+        let (writer, lanes, notifier) = append::start(db.clone(), publisher, Arc::clone(&hints), sender);
+        for lane in lanes {
+            working.spawn("append lane", lane.run(stopping()));
+        }
+        working.spawn("notifier", notifier.run(stopping()));
         let (acks, ack_task) = AckWriter::new(db.clone());
         working.spawn("ack writer", ack_task.run(stopping()));
         let activity: Arc<Activity> = Arc::default();

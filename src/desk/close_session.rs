@@ -1,36 +1,41 @@
 //! `POST /session/close`: the owner ends a session.
 
-use sqlx::PgConnection;
-
-use super::{Failure, SessionReply, find_session};
+use super::{
+    SessionReply, Verdict,
+    facts::Fact,
+    ledger::{Change, Ledger},
+};
 use crate::{
     domain::{
         caller::Caller,
         session::{Happening, LastOp, Status},
     },
-    store::{agents, appends::Ledger, sessions},
+    store::sessions::Found,
 };
 
-pub async fn apply(
-    connection: &mut PgConnection,
-    ledger: &mut Ledger<'_>,
-    caller: &Caller,
-    session_id: &str,
-) -> Result<SessionReply, Failure> {
-    let session = find_session(connection, session_id).await?.session;
-    let reply =
-        |version| SessionReply { session_id: session_id.to_owned(), status: Status::Closed, to_id: None, version };
+pub fn decide(fact: &Fact, found: &Found, ledger: &mut Ledger<'_>, caller: &Caller) -> Verdict<SessionReply, usize> {
+    let session = &found.session;
     if session.status == Status::Closed && session.repeats(LastOp::Close, caller, None) {
-        return Ok(reply(session.last_op_version));
+        return Verdict::answer(fact.is_fresh, Ok(reply(session.session_id.clone(), session.last_op_version)));
     }
-    session.check_may_direct(caller)?;
+    if let Err(fault) = session.check_may_direct(caller) {
+        return Verdict::answer(fact.is_fresh, Err(fault));
+    }
+    // Its owner may take another one now.
+    ledger.batch.assign = true;
+    Verdict::Write(ledger.change(
+        fact,
+        found,
+        Change {
+            happening: Happening::Closed { owner: session.open_owner() },
+            status: Status::Closed,
+            owner: None,
+            needs_room: false,
+            last_op: Some((LastOp::Close, caller, None)),
+        },
+    ))
+}
 
-    let owner = session.owner.as_ref().map(|owner| (owner.key, owner.profile));
-    let version = ledger.record(session.key, session.gateway, Happening::Closed { owner });
-    sessions::set_closed(connection, session.key, ledger.appended_at()?).await?;
-    sessions::set_last_op(connection, session.key, LastOp::Close, caller, None, version).await?;
-    if let Some((owner, _)) = owner {
-        agents::drop_session(connection, owner).await?;
-    }
-    Ok(reply(version))
+pub fn reply(session_id: String, version: i64) -> SessionReply {
+    SessionReply { session_id, status: Status::Closed, to_id: None, version }
 }

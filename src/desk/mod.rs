@@ -1,49 +1,23 @@
-//! One file per operation. An operation takes a connection that is in a transaction and holds the
-//! append lock, decides, writes its own tables and notes its events in the ledger. It does no HTTP
-//! and starts no task. It checks everything before it writes anything: a refusal leaves the
-//! transaction as it was, so its neighbours in the batch go on.
+//! What requests come to: one file per operation. Pure: an operation is decided on [`facts::Facts`] and
+//! noted in the [`ledger::Ledger`]; it reads nothing, starts no task and does no HTTP. What it assumed is
+//! checked when the ledger is appended.
+//!
+//! Facts may be old. A decision that writes may be made on old facts, because the append checks them. One that writes
+//! nothing (a refusal, the answer to a repetition) needs facts that were read after the request came:
+//! where they were not, it is [`Verdict::AskAgain`].
 
-pub mod assign_queued;
-pub mod batch;
+pub mod claim_session;
 pub mod close_session;
-pub mod known;
+pub mod command;
+pub mod decide;
+pub mod facts;
+pub mod ledger;
 pub mod open_session;
-pub mod put_agent;
 pub mod release_session;
 pub mod send_message;
-pub mod set_presence;
 pub mod transfer_session;
 
-use sqlx::PgConnection;
-
-use crate::{
-    domain::{fault::Fault, session::Status},
-    store::{
-        self,
-        sessions::{self, Found},
-    },
-};
-
-/// Why an operation did not happen.
-#[derive(Debug)]
-pub enum Failure {
-    /// The request is at fault; the transaction is as it was.
-    Refused(Fault),
-    /// The database is at fault; the transaction is lost.
-    Database(store::Error),
-}
-
-impl From<Fault> for Failure {
-    fn from(fault: Fault) -> Self {
-        Self::Refused(fault)
-    }
-}
-
-impl From<store::Error> for Failure {
-    fn from(error: store::Error) -> Self {
-        Self::Database(error)
-    }
-}
+use crate::domain::{fault::Fault, session::Status};
 
 /// What a session operation answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +28,22 @@ pub struct SessionReply {
     pub version: i64,
 }
 
-/// The session that an operation is about, or 40401.
-async fn find_session(connection: &mut PgConnection, session_id: &str) -> Result<Found, Failure> {
-    let found = sessions::find(connection, session_id).await?;
-    Ok(found.ok_or_else(|| Fault::NoSuchSession(session_id.to_owned()))?)
+/// What is decided about a request, or about one message of it.
+#[derive(Debug)]
+pub enum Verdict<T, S> {
+    /// Nothing is to be written.
+    Answer(Result<T, Fault>),
+    /// It is in the ledger; the slot says where.
+    Write(S),
+    /// Only facts that are read now can tell.
+    AskAgain,
+    /// It cannot be in the same append as something before it.
+    Later,
+}
+
+impl<T, S> Verdict<T, S> {
+    /// An answer that writes nothing, which needs fresh facts.
+    fn answer(is_fresh: bool, answer: Result<T, Fault>) -> Self {
+        if is_fresh { Self::Answer(answer) } else { Self::AskAgain }
+    }
 }

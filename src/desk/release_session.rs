@@ -1,39 +1,41 @@
 //! `POST /session/release`: the owner hands a session back to the queue.
 
-use sqlx::PgConnection;
-
-use super::{Failure, SessionReply, find_session};
+use super::{
+    SessionReply, Verdict,
+    facts::Fact,
+    ledger::{Change, Ledger},
+};
 use crate::{
     domain::{
         caller::Caller,
         session::{Happening, LastOp, Session, Status},
     },
-    store::{agents, appends::Ledger, sessions},
+    store::sessions::Found,
 };
 
-pub async fn apply(
-    connection: &mut PgConnection,
-    ledger: &mut Ledger<'_>,
-    caller: &Caller,
-    session_id: &str,
-) -> Result<SessionReply, Failure> {
-    let session = find_session(connection, session_id).await?.session;
-    let reply =
-        |version| SessionReply { session_id: session_id.to_owned(), status: Status::Queued, to_id: None, version };
-    if is_repetition(&session, caller) {
-        return Ok(reply(session.last_op_version));
+pub fn decide(fact: &Fact, found: &Found, ledger: &mut Ledger<'_>, caller: &Caller) -> Verdict<SessionReply, usize> {
+    let session = &found.session;
+    let answer = |version| Verdict::answer(fact.is_fresh, Ok(reply(session.session_id.clone(), version)));
+    if is_repetition(session, caller) {
+        return answer(session.last_op_version);
     }
-    session.check_may_direct(caller)?;
-    let Some(owner) = &session.owner else {
-        // Queued already, and not by this caller's release: nothing to do, nobody to tell.
-        return Ok(reply(0));
-    };
-    let version =
-        ledger.record(session.key, session.gateway, Happening::Released { from: owner.key, profile: owner.profile });
-    sessions::set_queued(connection, session.key).await?;
-    sessions::set_last_op(connection, session.key, LastOp::Release, caller, Some(owner.key), version).await?;
-    agents::drop_session(connection, owner.key).await?;
-    Ok(reply(version))
+    if let Err(fault) = session.check_may_direct(caller) {
+        return Verdict::answer(fact.is_fresh, Err(fault));
+    }
+    // Queued already, and not by this caller's release: nothing to do, nobody to tell.
+    let Some(owner) = session.open_owner() else { return answer(0) };
+    ledger.batch.assign = true;
+    Verdict::Write(ledger.change(
+        fact,
+        found,
+        Change {
+            happening: Happening::Released { from: owner },
+            status: Status::Queued,
+            owner: None,
+            needs_room: false,
+            last_op: Some((LastOp::Release, caller, Some(owner))),
+        },
+    ))
 }
 
 /// Whether `caller` has released it and does so again. It may have been assigned to somebody else
@@ -44,4 +46,8 @@ fn is_repetition(session: &Session, caller: &Caller) -> bool {
         _ => session.status == Status::Open,
     };
     session.status != Status::Closed && !has_it_again && session.repeats(LastOp::Release, caller, None)
+}
+
+pub fn reply(session_id: String, version: i64) -> SessionReply {
+    SessionReply { session_id, status: Status::Queued, to_id: None, version }
 }

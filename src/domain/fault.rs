@@ -47,6 +47,9 @@ pub enum Fault {
     /// 40903.
     #[error("the agent {0:?} is away or has as many sessions as MaxSessions allows")]
     AgentUnavailable(String),
+    /// 40904: a claim of a session that does not wait any more.
+    #[error("the session {0:?} is not in the queue any more")]
+    NotQueued(String),
     /// 40905.
     #[error("the id {0:?} belongs to {1}")]
     OtherKind(String, &'static str),
@@ -114,6 +117,7 @@ impl Fault {
             Self::IdTaken(_) => 40901,
             Self::TransferToOwner(_) => 40902,
             Self::AgentUnavailable(_) => 40903,
+            Self::NotQueued(_) => 40904,
             Self::OtherKind(..) => 40905,
             Self::HistoryGone { .. } => 41000,
             Self::HistoryUnknown { .. } => 41001,
@@ -141,6 +145,7 @@ impl Fault {
             Self::IdTaken(_) => "The Id is taken",
             Self::TransferToOwner(_) => "Transfer to the present owner",
             Self::AgentUnavailable(_) => "The agent is not available",
+            Self::NotQueued(_) => "The session has moved on",
             Self::OtherKind(..) => "The id belongs to the other kind",
             Self::HistoryGone { .. } => "History no longer kept",
             Self::HistoryUnknown { .. } => "Not this store's history",

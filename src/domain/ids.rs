@@ -85,11 +85,6 @@ pub enum MessageId {
 }
 
 impl MessageId {
-    /// A new one that nothing else has, rising with time, so that its index grows at one end.
-    pub fn random() -> Self {
-        Self::Uuid(uuid::Uuid::now_v7())
-    }
-
     /// The Id of a message that was given none, made of where and when it was appended: a UUIDv7
     /// (RFC 9562) of the milliseconds, the rest of the microseconds as 12 bits (its section 6.2,
     /// method 3), and the version in place of random bits. Unique because the version is; as
@@ -105,6 +100,21 @@ impl MessageId {
         let Self::Uuid(id) = self else { return None };
         let version = id.as_u64_pair().1 & (u64::MAX >> 2);
         (id.get_version_num() == 7).then(|| i64::try_from(version).ok()).flatten()
+    }
+
+    /// Whether this store may still generate this Id, when `head` is its newest version. Of the random UUIDs
+    /// that clients make, one in about 10^10 looks like it; with a time of the future, which clients do not
+    /// give, one in 4,600.
+    pub fn is_reserved(&self, head: i64, now: DateTime<Utc>) -> bool {
+        let Self::Uuid(id) = self else { return false };
+        let Some(version) = self.version_made_of() else { return false };
+        let ms = i64::try_from(id.as_u64_pair().0 >> 16).unwrap_or(i64::MAX);
+        let end = if ms <= now.timestamp_millis() + limits::CLIENT_CLOCK_AHEAD_MS {
+            head.saturating_add(limits::VERSIONS_SOON)
+        } else {
+            limits::VERSION_END
+        };
+        head < version && version < end
     }
 
     /// Checks an Id that a client gave.

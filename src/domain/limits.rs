@@ -56,12 +56,32 @@ pub const ADMIN_TOKEN_CHARS_MIN: usize = 32;
 
 /// Requests that may wait for the writer; more are answered 50300.
 pub const WRITER_QUEUE_MAX: usize = 8192;
-/// Messages that the writer commits together at most. Larger batches gain nothing more.
-pub const WRITER_BATCH_MESSAGES_MAX: usize = 1000;
-/// Content that the writer commits together at most, in bytes.
-pub const WRITER_BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Queued sessions assigned in one transaction at most, so that the append lock is soon free.
-pub const ASSIGNMENTS_PER_BATCH_MAX: i64 = 100;
+/// What one append may cost, in the time of one message: so the append lock is held for 15 ms or so.
+pub const APPEND_COST_MAX: usize = 1000;
+/// What an open, close, transfer and the like costs, in the time of one message.
+pub const APPEND_COST_OF_A_CHANGE: usize = 5;
+/// Content in one append at most, in bytes.
+pub const APPEND_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Requests in one append at most.
+pub const APPEND_REQUESTS_MAX: usize = 1000;
+/// How often a request is decided again because its session has changed meanwhile. Each time, another
+/// request for that session has succeeded.
+pub const APPEND_TRIES_MAX: u32 = 20;
+/// How long a request waits for its append before it is answered 50300, in milliseconds.
+pub const APPEND_WAIT_MS: u64 = 8_000;
+/// Longest time that the writer waits for the answer to an append, in milliseconds. Then the outcome is unknown.
+pub const APPEND_ANSWER_MS: u64 = 5_000;
+/// Appends of one process that are under way at the same time: while the server commits one, the
+/// answers to another are given and the next is decided.
+pub const APPEND_LANES: usize = 2;
+/// Shortest time between two notifications of other processes under load, in milliseconds.
+pub const NOTIFY_PAUSE_MS: u64 = 2;
+/// Versions end before this number: larger whole numbers are Ids (wire contract).
+pub const VERSION_END: i64 = 1_000_000_000_000_000;
+/// No store gives so many versions while a client's clock is believed.
+pub const VERSIONS_SOON: i64 = 1_000_000_000;
+/// How far ahead of ours a client's clock is believed to be, in milliseconds.
+pub const CLIENT_CLOCK_AHEAD_MS: i64 = 10_000;
 /// Acknowledging requests recorded together at most.
 pub const ACK_BATCH_MAX: usize = 512;
 
@@ -74,6 +94,13 @@ pub const TAIL_PRELOAD_EVENTS: i64 = 10_000;
 pub const TOKENS_PRELOADED_MAX: i64 = 50_000;
 /// Events read in one scan of the relay.
 pub const RELAY_SCAN_EVENTS: i64 = 2000;
+/// How many times as long as a look took the relay then rests, if it is not the timer's turn: so looks take
+/// a small part of the time however often other processes notify.
+pub const RELAY_REST: u32 = 4;
+/// How long the relay waits for an append of this process that others of it have overtaken, in milliseconds.
+pub const RELAY_REORDER_MS: u64 = 1;
+/// Appends of this process that wait for what is between them and the tail, at most.
+pub const RELAY_AHEAD_MAX: usize = 256;
 /// How often the relay looks at the table whether or not it was notified, in milliseconds.
 /// Bounds the delay that a lost notification can cause (promised: 1 s).
 pub const SWEEP_MS: u64 = 400;
@@ -124,7 +151,7 @@ pub const DB_STATEMENT_MS: u64 = 5_000;
 pub const DB_LOCK_MS: u64 = 3_000;
 /// idle_in_transaction_session_timeout of every connection, in milliseconds.
 pub const DB_IDLE_IN_TRANSACTION_MS: u64 = 2_000;
-/// How long the writer waits for one commit, in milliseconds. Then the outcome is unknown.
+/// How long a writer waits for one commit, in milliseconds. Then the outcome is unknown.
 pub const COMMIT_MS: u64 = 10_000;
 
 /// How long a client may take to send the head of a request, in seconds.

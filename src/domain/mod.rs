@@ -8,5 +8,6 @@ pub mod fault;
 pub mod finding;
 pub mod ids;
 pub mod limits;
+pub mod lineage;
 pub mod message;
 pub mod session;

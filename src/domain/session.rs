@@ -1,11 +1,11 @@
-//! Sessions: their states, who may do what, and which feeds are told. Pure: the caller has read
-//! the session under the append lock, and writes what comes out.
+//! Sessions: their states, who may do what, and which feeds receive an event. Pure: an append
+//! checks that the session is still as it was when it was decided on.
 
 use super::{
     caller::Caller,
     event::{EventType, Reason},
     fault::Fault,
-    ids::{FeedKey, ProfileKey, SessionKey},
+    ids::{FeedKey, SessionKey},
 };
 
 /// Where a session is.
@@ -76,6 +76,8 @@ impl LastOp {
 pub struct Session {
     pub key: SessionKey,
     pub session_id: String,
+    /// Rises with every change that the rules depend on.
+    pub revision: i64,
     pub status: Status,
     /// The present owner; of a closed session, the last one.
     pub owner: Option<Owner>,
@@ -87,12 +89,11 @@ pub struct Session {
     pub last_op_version: i64,
 }
 
-/// An agent in a role about a session.
+/// The agent who owns a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
     pub key: FeedKey,
     pub id: String,
-    pub profile: ProfileKey,
 }
 
 impl Session {
@@ -139,100 +140,118 @@ impl Session {
         self.owner.as_ref().is_some_and(|owner| owner.key == agent)
     }
 
+    /// The owner's feed while the session is open.
+    pub fn open_owner(&self) -> Option<FeedKey> {
+        self.owner.as_ref().filter(|_| self.status == Status::Open).map(|owner| owner.key)
+    }
+
     fn check_not_closed(&self) -> Result<(), Fault> {
         if self.status == Status::Closed { Err(Fault::SessionClosed(self.session_id.clone())) } else { Ok(()) }
     }
 }
 
-/// Something that happened to a session.
+/// Something that happens to a session. What happens to sessions in the queue, and to new ones, is decided by
+/// the database (`append()` in `migrations/0008_append.sql`): only it knows which agents are available.
 #[derive(Debug, Clone, Copy)]
 pub enum Happening {
-    /// Opened or taken from the queue; `last_seq` is the newest message so far (0: none).
-    Assigned {
-        to: FeedKey,
-        profile: ProfileKey,
-        last_seq: i32,
+    /// An agent takes it from the queue.
+    Claimed {
+        by: FeedKey,
     },
+    /// `from` is `None` when it was queued.
     Transferred {
-        from: Option<(FeedKey, ProfileKey)>,
+        from: Option<FeedKey>,
         to: FeedKey,
-        profile: ProfileKey,
-        last_seq: i32,
     },
     Released {
         from: FeedKey,
-        profile: ProfileKey,
     },
     Closed {
-        owner: Option<(FeedKey, ProfileKey)>,
+        owner: Option<FeedKey>,
     },
-    /// A customer wrote; `owner` is none while the session is queued.
+    /// The customer wrote; `owner` is `None` while the session is queued.
     Received {
-        owner: Option<(FeedKey, ProfileKey)>,
-        seq: i32,
+        owner: Option<FeedKey>,
     },
+    /// The owner wrote.
     Sent {
         owner: FeedKey,
-        profile: ProfileKey,
-        seq: i32,
     },
+}
+
+/// Whose profile an event shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProfileSource {
+    Nobody,
+    Owner,
+    NewOwner,
+}
+
+impl ProfileSource {
+    /// As `append()` takes it.
+    pub fn number(self) -> i16 {
+        match self {
+            Self::Nobody => 0,
+            Self::Owner => 1,
+            Self::NewOwner => 2,
+        }
+    }
 }
 
 /// One event to append, but for its version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Told {
+pub struct Outgoing {
+    /// [`NOBODY`] for a message of a queued session: it takes its place in the order, but is in no feed.
     pub feed: FeedKey,
     pub r#type: EventType,
-    pub message_seq: i32,
-    pub profile: ProfileKey,
+    /// Whether it carries the number of a message: its own, or the newest that comes with an AddSession.
+    pub is_numbered: bool,
+    pub profile: ProfileSource,
     pub reason: Option<Reason>,
 }
 
-const NO_PROFILE: ProfileKey = ProfileKey(0);
-
-impl Told {
-    /// A message of a queued session: it takes its place in the order, but is in nobody's feed.
-    pub fn nobody(message_seq: i32) -> Self {
-        Self { feed: FeedKey(0), r#type: EventType::Message, message_seq, profile: NO_PROFILE, reason: None }
-    }
-}
+/// The feed that nobody reads.
+pub const NOBODY: FeedKey = FeedKey(0);
 
 impl Happening {
-    /// Who is told what: the table of the wire contract. In version order; what the owner is told
-    /// comes before what the gateway is told.
-    pub fn tells(self, gateway: Option<FeedKey>) -> Vec<Told> {
-        let told = |feed, r#type, message_seq, profile, reason| Told { feed, r#type, message_seq, profile, reason };
+    /// Who receives what: the table of the wire contract. In version order: the owner's event comes
+    /// before the gateway's.
+    pub fn events(self, gateway: Option<FeedKey>) -> Vec<Outgoing> {
+        let event = |feed, r#type, profile| Outgoing {
+            feed,
+            r#type,
+            is_numbered: r#type == EventType::Message,
+            profile,
+            reason: None,
+        };
+        let deleted =
+            |feed, profile, reason| Outgoing { reason: Some(reason), ..event(feed, EventType::DelSession, profile) };
+        // The owner's brings the newest messages, the gateway's none.
+        let added = |to| {
+            let own = Outgoing { is_numbered: true, ..event(to, EventType::AddSession, ProfileSource::NewOwner) };
+            std::iter::once(own)
+                .chain(gateway.map(|gateway| event(gateway, EventType::AddSession, ProfileSource::NewOwner)))
+        };
         let mut events = Vec::with_capacity(3);
         match self {
-            Self::Assigned { to, profile, last_seq } => {
-                events.push(told(to, EventType::AddSession, last_seq, profile, None));
-                events.extend(gateway.map(|gateway| told(gateway, EventType::AddSession, 0, profile, None)));
+            Self::Claimed { by } => events.extend(added(by)),
+            Self::Transferred { from, to } => {
+                events.extend(from.map(|from| deleted(from, ProfileSource::Owner, Reason::Transferred)));
+                events.extend(added(to));
             }
-            Self::Transferred { from, to, profile, last_seq } => {
-                events.extend(from.map(|(old, old_profile)| {
-                    told(old, EventType::DelSession, 0, old_profile, Some(Reason::Transferred))
-                }));
-                events.push(told(to, EventType::AddSession, last_seq, profile, None));
-                events.extend(gateway.map(|gateway| told(gateway, EventType::AddSession, 0, profile, None)));
-            }
-            Self::Released { from, profile } => {
-                events.push(told(from, EventType::DelSession, 0, profile, Some(Reason::Released)));
-            }
+            Self::Released { from } => events.push(deleted(from, ProfileSource::Owner, Reason::Released)),
             Self::Closed { owner } => {
-                let profile = owner.map_or(NO_PROFILE, |(_, profile)| profile);
-                events.extend(
-                    owner.map(|(owner, profile)| told(owner, EventType::DelSession, 0, profile, Some(Reason::Closed))),
-                );
-                events.extend(
-                    gateway.map(|gateway| told(gateway, EventType::DelSession, 0, profile, Some(Reason::Closed))),
-                );
+                let profile = if owner.is_some() { ProfileSource::Owner } else { ProfileSource::Nobody };
+                let told = owner.into_iter().chain(gateway);
+                events.extend(told.map(|feed| deleted(feed, profile, Reason::Closed)));
             }
-            Self::Received { owner, seq } => {
-                events.extend(owner.map(|(owner, profile)| told(owner, EventType::Message, seq, profile, None)));
-            }
-            Self::Sent { owner, profile, seq } => {
-                events.push(told(owner, EventType::Message, seq, profile, None));
-                events.extend(gateway.map(|gateway| told(gateway, EventType::Message, seq, profile, None)));
+            Self::Received { owner } => events.push(match owner {
+                Some(owner) => event(owner, EventType::Message, ProfileSource::Owner),
+                None => event(NOBODY, EventType::Message, ProfileSource::Nobody),
+            }),
+            Self::Sent { owner } => {
+                let told = std::iter::once(owner).chain(gateway);
+                events.extend(told.map(|feed| event(feed, EventType::Message, ProfileSource::Owner)));
             }
         }
         events

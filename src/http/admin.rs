@@ -16,7 +16,7 @@ use super::{
     },
 };
 use crate::{
-    desk::batch::Command,
+    desk::command::Command,
     domain::{
         caller::Role,
         fault::Fault,

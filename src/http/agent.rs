@@ -9,7 +9,7 @@ use super::{
     state::App,
     wire::{PresenceAnswer, PresenceRequest, ProblemSchema},
 };
-use crate::{desk::batch::Command, domain::fault::Fault};
+use crate::{desk::command::Command, domain::fault::Fault};
 
 /// Whether new sessions are routed to the caller.
 #[utoipa::path(post, path = "/agent/presence", tag = "agents", request_body = PresenceRequest,

@@ -18,7 +18,7 @@ use super::{
     wire::{SendAnswer, SendRequest},
 };
 use crate::{
-    desk::send_message::{Send, Sent},
+    desk::send_message::Sent,
     domain::{
         caller::Role,
         event::wire_time,
@@ -53,17 +53,13 @@ pub async fn send(State(app): State<App>, Holder(grant): Holder, request: Reques
         return Err(Fault::TooLarge { what: "the body", limit: limits::BODY_BYTES_MAX }.into());
     }
     let message = checked(body.parse()?)?;
-    let mut sent = app.writer.send(Send { caller: grant.caller.clone(), messages: vec![message] }).await?;
+    let mut sent = app.writer.send(grant.caller.clone(), vec![message]).await?;
     let sent = sent.pop().unwrap_or_else(|| Err(Fault::internal("a message without an outcome")))?;
     Ok(Json(answer(&app, sent)).into_response())
 }
 
 /// [`send`], without what axum does before it.
-pub fn direct(
-    app: App,
-    grant: Arc<Grant>,
-    request: Request,
-) -> Pin<Box<dyn Future<Output = Response> + std::marker::Send>> {
+pub fn direct(app: App, grant: Arc<Grant>, request: Request) -> Pin<Box<dyn Future<Output = Response> + Send>> {
     Box::pin(async { send(State(app), Holder(grant), request).await.into_response() })
 }
 
@@ -94,11 +90,7 @@ async fn send_batch(app: &App, caller: &crate::domain::caller::Caller, body: &Ra
             Err(fault) => refusals.push(Some(fault)),
         }
     }
-    let sent = if messages.is_empty() {
-        Vec::new()
-    } else {
-        app.writer.send(Send { caller: caller.clone(), messages }).await?
-    };
+    let sent = if messages.is_empty() { Vec::new() } else { app.writer.send(caller.clone(), messages).await? };
     let mut sent = sent.into_iter();
     let answers: Vec<Outcome> = refusals
         .into_iter()

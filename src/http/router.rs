@@ -73,12 +73,13 @@ const fn probe(path: &'static str, handlers: Handlers) -> Route {
     route(Kind::Probe, path, handlers)
 }
 
-static ROUTES: [Route; 18] = [
+static ROUTES: [Route; 19] = [
     // Clients: agents, gateways, admins.
     route(Kind::Poll, "/message/query", || get_and_post(message_query::query, message_query::query_post)),
     direct("/message/send", || post_only(message_send::send), message_send::direct),
     client("/session/open", || post_only(session::open)),
     client("/session/close", || post_only(session::close)),
+    client("/session/claim", || post_only(session::claim)),
     client("/session/release", || post_only(session::release)),
     client("/session/transfer", || post_only(session::transfer)),
     client("/session/list", || get_only(session::list)),

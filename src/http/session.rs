@@ -17,8 +17,7 @@ use super::{
     wire::{OpenRequest, ProblemSchema, SessionAnswer, SessionLine, SessionRef, TransferRequest},
 };
 use crate::{
-    desk::batch::Command,
-    desk::{SessionReply, open_session::Open},
+    desk::{SessionReply, command::Command, open_session::Open},
     domain::{
         cursor::checked_limit,
         event::{MessageEntry, SessionCard, wire_time},
@@ -74,6 +73,18 @@ pub async fn close(
 ) -> Result<Json<SessionAnswer>, Problem> {
     let session_id = session_id(request.session_id)?;
     Ok(answer(app.writer.submit_session(Command::Close { caller: grant.caller.clone(), session_id }).await?))
+}
+
+/// An agent takes a session from the queue, whatever its presence and `MaxSessions`.
+#[utoipa::path(post, path = "/session/claim", tag = "sessions", request_body = SessionRef,
+    responses((status = 200, body = SessionAnswer), (status = "default", body = ProblemSchema, content_type = "application/problem+json")))]
+pub async fn claim(
+    State(app): State<App>,
+    Holder(grant): Holder,
+    Fields(request): Fields<SessionRef>,
+) -> Result<Json<SessionAnswer>, Problem> {
+    let session_id = session_id(request.session_id)?;
+    Ok(answer(app.writer.submit_session(Command::Claim { caller: grant.caller.clone(), session_id }).await?))
 }
 
 /// The owner hands a session back to the queue.

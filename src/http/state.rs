@@ -9,9 +9,9 @@ use uuid::Uuid;
 use crate::{
     domain::fault::Fault,
     live::{
+        append::Writer,
         auth::{activity::Activity, freshness::Freshness, tokens::Tokens},
         feed::{Feed, hints::Hints, poll::Polls},
-        writer::Writer,
     },
     store::pool::Db,
 };

@@ -1,341 +1,449 @@
-//! Appending: the only place that gives versions and sends NOTIFY of events.
-
-use std::sync::Arc;
+//! Appending: `append()` and what belongs to it (`migrations/0008_append.sql`). Plain rows go in, and what
+//! became of them comes out; what they mean is decided in [`crate::desk`].
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use serde::Serialize;
+use sqlx::{PgConnection, Row, postgres::PgRow};
+use uuid::Uuid;
 
-use super::{Error, Result, sessions::Found};
+use super::{Error, Result};
 use crate::domain::{
-    event::{Event, Profile, Reason, SessionCard},
+    event::{EventType, Reason},
     ids::{FeedKey, MessageId, ProfileKey, SessionKey},
-    message::{Message, MessageType, NewMessage},
-    session::{Happening, Told},
+    message::{ContentType, MessageType},
+    session::{Outgoing, Status},
 };
 
 /// Channel that tells other processes of new events and revocations. A hint: the tables are the truth.
 pub const CHANNEL: &str = "deskfeed";
 
-/// What is about to be appended, decided on what is known of the store.
+/// Rows of one append. Positions count from 0 here, and from 1 in the database.
+#[derive(Debug, Default)]
+pub struct Batch<'a> {
+    pub sessions: Vec<SessionRow>,
+    pub events: Vec<EventRow<'a>>,
+    pub agents: Vec<AgentRow<'a>>,
+    pub presence: Vec<PresenceRow>,
+    pub changes: Vec<ChangeRow>,
+    pub opens: Vec<OpenRow<'a>>,
+    /// Whether sessions in the queue are assigned as well.
+    pub assign: bool,
+}
+
+/// A session that a batch touches, as it was assumed to be.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionRow {
+    pub key: SessionKey,
+    pub revision: i64,
+    /// `seq` was the number of its newest message when this was the newest version.
+    pub seq_version: i64,
+    pub seq: i32,
+}
+
+/// An event of one of these sessions.
+#[derive(Debug, Clone, Copy)]
+pub struct EventRow<'a> {
+    /// Position of its session.
+    pub session: usize,
+    pub event: Outgoing,
+    /// How many messages of the session are in the batch up to here.
+    pub seq_step: i32,
+    pub message: Option<MessageRow<'a>>,
+}
+
+/// The message of an event.
+#[derive(Debug, Clone, Copy)]
+pub struct MessageRow<'a> {
+    pub r#type: MessageType,
+    pub content_type: ContentType,
+    /// `None` in the second event of an agent's message.
+    pub content: Option<MessageContent<'a>>,
+}
+
+/// What only the first event of a message holds.
+#[derive(Debug, Clone, Copy)]
+pub struct MessageContent<'a> {
+    pub author: FeedKey,
+    /// The client's, if it gave one.
+    pub id: Option<&'a MessageId>,
+    pub text: &'a str,
+}
+
+/// A change of a session's owner or status; at most one for a session.
+#[derive(Debug, Serialize)]
+pub struct ChangeRow {
+    /// Position of its session, from 1.
+    pub session: usize,
+    pub status: i16,
+    pub owner: Option<i32>,
+    /// Whether the new owner must be available.
+    pub needs_room: bool,
+    pub last_op: Option<i16>,
+    pub by: i32,
+    pub to: Option<i32>,
+    /// Positions of events, from 1: the first of the change, and the new owner's AddSession.
+    pub first: Option<usize>,
+    pub added: Option<usize>,
+}
+
+impl ChangeRow {
+    pub fn status(&self) -> Status {
+        Status::from_number(self.status).unwrap_or(Status::Closed)
+    }
+}
+
+/// A new session.
+#[derive(Debug, Serialize)]
+pub struct OpenRow<'a> {
+    pub session_id: &'a str,
+    pub session_type: i32,
+    pub from_id: &'a str,
+    pub from_name: Option<&'a str>,
+    pub from_image: Option<&'a str>,
+    pub gateway: Option<i32>,
+    /// `None`: whoever is available, or the queue.
+    pub owner: Option<i32>,
+}
+
+/// Whether new sessions are routed to an agent.
+#[derive(Debug, Serialize)]
+pub struct PresenceRow {
+    pub agent: i32,
+    pub online: bool,
+}
+
+/// An agent that is created or changed. What is `None` or not set stays as it is.
+#[derive(Debug, Serialize)]
+pub struct AgentRow<'a> {
+    pub id: &'a str,
+    pub name: Option<&'a str>,
+    pub sets_name: bool,
+    pub image: Option<&'a str>,
+    pub sets_image: bool,
+    pub max_sessions: Option<i32>,
+    pub default_max_sessions: i32,
+    pub online: Option<bool>,
+}
+
+/// What not every batch has.
+#[derive(Serialize)]
+struct Rare<'r, 'a> {
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    agents: &'r [AgentRow<'a>],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    presence: &'r [PresenceRow],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    changes: &'r [ChangeRow],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    opens: &'r [OpenRow<'a>],
+    assign: bool,
+}
+
+/// What became of an append. Vectors of one kind have an element for each row of that kind.
 #[derive(Debug)]
-pub struct Ledger<'a> {
-    /// The newest version before it.
-    base: i64,
-    /// The newest version, given or about to be.
-    head: i64,
-    /// What the count of changes to sessions and agents must still be; none when the append lock is held.
-    changes: Option<i64>,
-    /// The time it is appended at; none until the database says, unless the append lock is held.
-    appended_at: Option<DateTime<Utc>>,
-    /// Whether somebody has looked whether the Ids were kept before; else the append does.
-    ids_are_new: bool,
-    events: Vec<EventRow<'a>>,
+pub struct Appended {
+    /// The newest version before.
+    pub head: i64,
+    /// The newest version after.
+    pub last: i64,
+    pub at: DateTime<Utc>,
+    pub sessions: Vec<SessionOutcome>,
+    pub changes: Vec<ChangeOutcome>,
+    pub opens: Vec<OpenOutcome>,
+    /// Positions of agents whose id is a gateway's.
+    pub taken_agents: Vec<usize>,
+    /// How many sessions of the queue were assigned.
+    pub assigned: i32,
 }
 
-#[derive(Debug)]
-struct EventRow<'a> {
-    session: SessionKey,
-    told: Told,
-    message: Option<MessageRow<'a>>,
+/// What became of a session's rows.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionOutcome {
+    /// Nothing of it was written: the session has changed, an Id is taken, or a change was refused.
+    pub is_stale: bool,
+    /// The number of its newest message before.
+    pub seq: i32,
+    /// The owner's profile; 0 without an owner.
+    pub profile: ProfileKey,
 }
 
-/// The message that an event tells of.
-#[derive(Debug)]
-struct MessageRow<'a> {
-    new: &'a NewMessage,
-    /// The client's, or ours where it is to be kept.
-    id: Option<MessageId>,
-    r#type: MessageType,
-    /// None for its second event, which holds no content.
-    author: Option<FeedKey>,
-    /// What its readers are shown besides.
-    card: Arc<SessionCard>,
-    agent: Option<Arc<Profile>>,
+/// What became of a change.
+#[derive(Debug, Clone, Copy)]
+pub struct ChangeOutcome {
+    /// The new owner is not available.
+    pub is_refused: bool,
+    /// The new owner's profile; 0 without one.
+    pub profile: ProfileKey,
 }
 
-/// A message that is noted.
-#[derive(Debug)]
-pub struct Recorded {
-    /// Version of the owner's event; 0 when there is no owner.
-    pub version: i64,
-    /// Version of the event that holds it.
-    pub kept_as: i64,
-    /// None: it will have the Id that is made of `kept_as` and of when it is appended.
-    pub id: Option<MessageId>,
-}
-
-/// Starts a transaction and takes the append lock. The caller's next statement sees everything
-/// that was appended before.
-///
-/// # Errors
-/// When the database cannot be reached or the lock is not had within lock_timeout.
-pub async fn begin(connection: &mut PgConnection) -> Result<()> {
-    // One round trip, two statements: the lock's own snapshot is not used for anything.
-    sqlx::raw_sql("begin; lock table append_lock in exclusive mode").execute(connection).await?;
-    Ok(())
-}
-
-/// Commits.
-///
-/// # Errors
-/// Whatever the error, the transaction may have been committed: ask [`outcome`].
-pub async fn commit(connection: &mut PgConnection) -> Result<()> {
-    sqlx::raw_sql("commit").execute(connection).await?;
-    Ok(())
-}
-
-/// Gives the transaction up.
-///
-/// # Errors
-/// When the database cannot be reached; the transaction is then given up all the same.
-pub async fn roll_back(connection: &mut PgConnection) -> Result<()> {
-    sqlx::raw_sql("rollback").execute(connection).await?;
-    Ok(())
-}
-
-/// The server's process behind a connection.
+/// What became of an open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Backend {
-    pub pid: i32,
-    /// Process numbers come again.
-    started: DateTime<Utc>,
+pub enum OpenOutcome {
+    Queued(SessionKey),
+    Assigned {
+        session: SessionKey,
+        owner: FeedKey,
+        profile: ProfileKey,
+        /// Of its AddSession.
+        version: i64,
+    },
+    /// The SessionId is there already.
+    Taken,
+    /// The agent that it names is not available.
+    Refused,
 }
 
-/// The server's process behind this connection, for [`outcome`].
+impl Batch<'_> {
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty() && !self.has_rare()
+    }
+
+    fn has_rare(&self) -> bool {
+        self.assign
+            || !(self.agents.is_empty() && self.presence.is_empty() && self.changes.is_empty() && self.opens.is_empty())
+    }
+
+    fn rare_as_json(&self) -> Result<String> {
+        let Self { agents, presence, changes, opens, assign, .. } = self;
+        serde_json::to_string(&Rare { agents, presence, changes, opens, assign: *assign })
+            .map_err(|error| Error::inconsistent(format!("a request cannot be written as JSON: {error}")))
+    }
+
+    /// Which event of what was appended has which version, given which sessions were stale.
+    pub fn versions(&self, head: i64, sessions: &[SessionOutcome]) -> Vec<Option<i64>> {
+        let mut version = head;
+        self.events
+            .iter()
+            .map(|event| {
+                let is_stale = sessions.get(event.session).is_none_or(|session| session.is_stale);
+                (!is_stale).then(|| {
+                    version += 1;
+                    version
+                })
+            })
+            .collect()
+    }
+}
+
+/// Who appends: the history that is expected, and the number by which the append is found again.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    pub history: Uuid,
+    pub evidence: i64,
+    /// A version of this history that is there; the newest one known.
+    pub known_head: i64,
+}
+
+/// Appends a batch, in one round trip and a transaction of its own. `None`, and nothing was done, when
+/// the history is another one or the evidence was settled.
 ///
 /// # Errors
-/// When the database cannot be read.
-pub async fn backend(connection: &mut PgConnection) -> Result<Backend> {
-    let (pid, started) = sqlx::query_as(
-        "/* appends.backend */ select pid, backend_start from pg_stat_activity where pid = pg_backend_pid()",
+/// [`Error::Refused`] when the server refused it and nothing was done; after any other, it may have been done.
+pub async fn append(connection: &mut PgConnection, terms: Terms, batch: &Batch<'_>) -> Result<Option<Appended>> {
+    let (sessions, events) = (&batch.sessions, &batch.events);
+    fn content<'a>(event: &EventRow<'a>) -> Option<MessageContent<'a>> {
+        event.message.and_then(|message| message.content)
+    }
+    // Mostly there are no Ids, and what is missing at the end need not be sent.
+    let ids: Vec<(Option<Uuid>, Option<&str>)> = events
+        .iter()
+        .map(|event| match content(event).and_then(|content| content.id) {
+            Some(id) => id.columns(),
+            None => (None, None),
+        })
+        .collect();
+    let uuids = ids.iter().rposition(|id| id.0.is_some()).map_or(0, |last| last + 1);
+    let texts = ids.iter().rposition(|id| id.1.is_some()).map_or(0, |last| last + 1);
+    let rare = if batch.has_rare() { Some(batch.rare_as_json()?) } else { None };
+    let row = sqlx::query(
+        "/* appends.append */ select * from append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20::text::jsonb)",
     )
+    .bind(terms.history)
+    .bind(terms.evidence)
+    .bind(terms.known_head)
+    .bind(sessions.iter().map(|s| s.key.0).collect::<Vec<i64>>())
+    .bind(sessions.iter().map(|s| s.revision).collect::<Vec<i64>>())
+    .bind(sessions.iter().map(|s| s.seq_version).collect::<Vec<i64>>())
+    .bind(sessions.iter().map(|s| s.seq).collect::<Vec<i32>>())
+    .bind(events.iter().map(|e| from_1(e.session)).collect::<Vec<i32>>())
+    .bind(events.iter().map(|e| e.event.feed.0).collect::<Vec<i32>>())
+    .bind(events.iter().map(|e| e.event.profile.number()).collect::<Vec<i16>>())
+    .bind(events.iter().map(|e| content(e).map_or(0, |content| content.author.0)).collect::<Vec<i32>>())
+    .bind(events.iter().map(|e| e.event.is_numbered.then_some(e.seq_step)).collect::<Vec<Option<i32>>>())
+    .bind(events.iter().map(|e| e.event.r#type.number()).collect::<Vec<i16>>())
+    .bind(events.iter().map(|e| e.event.reason.map_or(0, Reason::number)).collect::<Vec<i16>>())
+    .bind(events.iter().map(|e| e.message.map_or(0, |message| message.r#type.number())).collect::<Vec<i16>>())
+    .bind(events.iter().map(|e| e.message.map_or(0, |message| message.content_type.number())).collect::<Vec<i16>>())
+    .bind(ids[..uuids].iter().map(|id| id.0).collect::<Vec<Option<Uuid>>>())
+    .bind(ids[..texts].iter().map(|id| id.1).collect::<Vec<Option<&str>>>())
+    .bind(events.iter().map(|e| content(e).map(|content| content.text)).collect::<Vec<Option<&str>>>())
+    .bind(rare)
     .fetch_one(connection)
     .await?;
-    Ok(Backend { pid, started })
+    read_appended(&row, batch)
 }
 
-/// What became of a transaction whose commit was not answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// With the time it was appended at.
-    Committed(DateTime<Utc>),
-    Aborted,
-    /// Still going on.
-    Unknown,
+/// Whether the server's answer to an append says that nothing was appended. After any other error the commit may have
+/// happened.
+pub fn rules_out_commit(error: &Error) -> bool {
+    // Data, constraints, read-only or invalid transaction, rolled back, syntax and access, resources, limits, object
+    // state (lock_timeout), raised by a function; and a statement that was cancelled: a commit that waits for a standby
+    // is not a statement any more.
+    const CODES: [&str; 10] = ["22", "23", "25", "40", "42", "53", "54", "55", "P0", "57014"];
+    error.sqlstate().is_some_and(|code| CODES.iter().any(|start| code.starts_with(start)))
 }
 
-/// An event that is there if, and only if, its transaction was committed.
+fn from_1(position: usize) -> i32 {
+    i32::try_from(position + 1).unwrap_or(i32::MAX)
+}
+
+fn read_appended(row: &PgRow, batch: &Batch<'_>) -> Result<Option<Appended>> {
+    let Some(head) = row.try_get::<Option<i64>, _>("head")? else { return Ok(None) };
+    let list = |name: &str| row.try_get::<Option<Vec<Option<i32>>>, _>(name).map(Option::unwrap_or_default);
+    let positions = |name: &str| {
+        let given = list(name)?;
+        Ok::<Vec<usize>, Error>(given.into_iter().flatten().filter_map(|n| usize::try_from(n - 1).ok()).collect())
+    };
+    let at = |values: &[Option<i32>], position: usize| values.get(position).copied().flatten().unwrap_or(0);
+    let stale: Vec<bool> = row.try_get::<Option<Vec<bool>>, _>("stale")?.unwrap_or_default();
+    if stale.len() != batch.sessions.len() {
+        return Err(Error::inconsistent("append() did not say what became of each session"));
+    }
+    let (seqs, profiles) = (list("last_seqs")?, list("owner_profiles")?);
+    let sessions = (0..stale.len()).map(|position| SessionOutcome {
+        is_stale: stale[position],
+        seq: at(&seqs, position),
+        profile: ProfileKey(at(&profiles, position)),
+    });
+    let (refused, profiles) = (positions("refused_changes")?, list("change_profiles")?);
+    let changes = (0..batch.changes.len()).map(|position| ChangeOutcome {
+        is_refused: refused.contains(&position),
+        profile: ProfileKey(at(&profiles, position)),
+    });
+    let (taken, refused) = (positions("taken_opens")?, positions("refused_opens")?);
+    let keys: Vec<Option<i64>> = row.try_get::<Option<_>, _>("open_keys")?.unwrap_or_default();
+    let versions: Vec<Option<i64>> = row.try_get::<Option<_>, _>("open_versions")?.unwrap_or_default();
+    let (owners, profiles) = (list("open_owners")?, list("open_profiles")?);
+    let opens = (0..batch.opens.len()).map(|position| {
+        if taken.contains(&position) {
+            return Ok(OpenOutcome::Taken);
+        }
+        if refused.contains(&position) {
+            return Ok(OpenOutcome::Refused);
+        }
+        let Some(key) = keys.get(position).copied().flatten() else {
+            return Err(Error::inconsistent("append() did not say what became of each open"));
+        };
+        let session = SessionKey(key);
+        Ok(match at(&owners, position) {
+            0 => OpenOutcome::Queued(session),
+            owner => OpenOutcome::Assigned {
+                session,
+                owner: FeedKey(owner),
+                profile: ProfileKey(at(&profiles, position)),
+                version: versions.get(position).copied().flatten().unwrap_or(0),
+            },
+        })
+    });
+    Ok(Some(Appended {
+        head,
+        last: row.try_get("last")?,
+        at: row.try_get("appended_at")?,
+        sessions: sessions.collect(),
+        changes: changes.collect(),
+        opens: opens.collect::<Result<_>>()?,
+        taken_agents: positions("taken_agents")?,
+        assigned: row.try_get::<Option<i32>, _>("assigned")?.unwrap_or(0),
+    }))
+}
+
+/// An event of an append whose answer was lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proof {
-    version: i64,
-    /// One of the two tells it from another transaction's event of that version.
-    appended_at: Option<DateTime<Utc>>,
-    message: Option<MessageId>,
+pub struct FoundEvent {
+    pub version: i64,
+    pub session: SessionKey,
+    pub session_id: String,
+    pub feed: FeedKey,
+    pub r#type: EventType,
 }
 
-/// Asks what became of a transaction of this history, after its connection was given up. Ends the
-/// server's process that ran it, which may know nothing yet of the connection's end: while it
-/// lives, the transaction may still begin. When it is gone, what was written decides; a
-/// transaction's number would not, for after a crash it may have been given again.
+/// An append whose answer was lost, and which was committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub at: DateTime<Utc>,
+    /// Ascending.
+    pub events: Vec<FoundEvent>,
+}
+
+/// Finds an append whose commit was not answered, or sees to it that it never happens (`None`). When this returns, what
+/// it found has been replicated as far as the server's settings ask for.
 ///
 /// # Errors
-/// When the database cannot be read.
-pub async fn outcome(connection: &mut PgConnection, backend: Backend, proof: &Proof) -> Result<Outcome> {
-    let lives: bool = sqlx::query_scalar(
-        "/* appends.outcome */
-         select count(pg_terminate_backend(pid)) > 0 from pg_stat_activity where pid = $1 and backend_start = $2",
+/// [`Error::is_outage`] when it is not known yet, for example because the append still waits for a standby.
+pub async fn settle(connection: &mut PgConnection, terms: Terms) -> Result<Option<Found>> {
+    let (version, at): (Option<i64>, Option<DateTime<Utc>>) =
+        sqlx::query_as("/* appends.settle */ select found_version, found_at from settle_append($1, $2)")
+            .bind(terms.evidence)
+            .bind(terms.known_head)
+            .fetch_one(&mut *connection)
+            .await?;
+    let (Some(version), Some(at)) = (version, at) else { return Ok(None) };
+    type FoundRow = (i64, i64, String, i32, i16);
+    // It ends where the next append begins.
+    let rows: Vec<FoundRow> = sqlx::query_as(
+        "/* appends.settle */
+         select e.version, e.session_key, s.session_id, e.feed_key, e.type
+         from events e join sessions s on s.session_key = e.session_key
+         where e.version >= $1
+           and e.version < coalesce((select n.version from events n where n.version > $1 and n.append is not null order by n.version limit 1),
+                                    9223372036854775807)
+         order by e.version",
     )
-    .bind(backend.pid)
-    .bind(backend.started)
-    .fetch_one(&mut *connection)
+    .bind(version)
+    .fetch_all(connection)
     .await?;
-    if lives {
-        return Ok(Outcome::Unknown);
-    }
-    // A statement of its own: its snapshot is newer than the end of the transaction.
-    let (id, id_text) = proof.message.as_ref().map_or((None, None), MessageId::columns);
-    let written: Option<DateTime<Utc>> = sqlx::query_scalar(
-        "/* appends.outcome */
-         select created_at from events
-         where version = $1 and ($2::timestamptz is null or created_at = $2)
-           and ($3::uuid is null or id = $3) and ($4::text is null or id_text = $4)",
-    )
-    .bind(proof.version)
-    .bind(proof.appended_at)
-    .bind(id)
-    .bind(id_text)
-    .fetch_optional(connection)
-    .await?;
-    Ok(written.map_or(Outcome::Aborted, Outcome::Committed))
+    let events = rows.into_iter().map(|(version, session, session_id, feed, number)| {
+        let r#type = EventType::from_number(number)
+            .ok_or_else(|| Error::inconsistent(format!("event {version} has the unknown type {number}")))?;
+        Ok(FoundEvent { version, session: SessionKey(session), session_id, feed: FeedKey(feed), r#type })
+    });
+    Ok(Some(Found { at, events: events.collect::<Result<_>>()? }))
 }
 
-/// Whether an error that the server answered an append with says that nothing was appended. Any
-/// other may have come after the commit.
-pub fn is_refusal(error: &Error) -> bool {
-    // Data, constraints, rolled back, syntax and access, object state (lock_timeout), raised by a function.
-    const CLASSES: [&str; 6] = ["22", "23", "40", "42", "55", "P0"];
-    error.sqlstate().is_some_and(|code| CLASSES.iter().any(|class| code.starts_with(class)))
+/// The name of the present history, once for each connection that appends: after a failover or a restore it
+/// begins a new one.
+///
+/// # Errors
+/// When the database refuses it.
+pub async fn begin_history(connection: &mut PgConnection) -> Result<Uuid> {
+    Ok(sqlx::query_scalar("/* appends.begin_history */ select begin_history()").fetch_one(connection).await?)
 }
 
-impl<'a> Ledger<'a> {
-    /// For a transaction that holds the append lock.
-    pub(super) fn locked(head: i64, appended_at: DateTime<Utc>) -> Self {
-        Self { base: head, head, changes: None, appended_at: Some(appended_at), ids_are_new: true, events: Vec::new() }
-    }
+/// Waits until everything that this connection has seen is replicated as far as the server's settings ask
+/// for. What was committed by a server that restarted, or whose wait was cancelled, can be seen before it is.
+///
+/// # Errors
+/// When that is not so in time.
+pub async fn barrier(connection: &mut PgConnection) -> Result<()> {
+    sqlx::query(
+        "/* appends.barrier */
+         select case when current_setting('synchronous_standby_names') <> ''
+                     then pg_logical_emit_message(true, 'deskfeed', '') end is not null",
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
 
-    /// For an append on the assumption that nothing has happened since `head` was the newest version
-    /// and `changes` the count of changes to sessions and agents; and, unless `ids_are_new`, that no Id
-    /// was kept before.
-    pub fn assuming(head: i64, changes: i64, ids_are_new: bool) -> Self {
-        Self { base: head, head, changes: Some(changes), appended_at: None, ids_are_new, events: Vec::new() }
-    }
-
-    /// The time it is appended at.
-    ///
-    /// # Errors
-    /// When only the database can tell: the append lock is not held.
-    pub fn appended_at(&self) -> Result<DateTime<Utc>> {
-        self.appended_at.ok_or_else(|| Error::inconsistent("an append without the lock has no time yet"))
-    }
-
-    /// Notes the events that `happening` tells. Gives the version of the first: the owner's, where
-    /// there is an owner; 0 when nobody is told.
-    pub fn record(&mut self, session: SessionKey, gateway: Option<FeedKey>, happening: Happening) -> i64 {
-        let first = self.head + 1;
-        for told in happening.tells(gateway) {
-            self.push(session, told, None);
-        }
-        if self.head < first { 0 } else { first }
-    }
-
-    /// Notes a message and the events that tell of it. Without an owner it is kept all the same.
-    pub fn record_message(
-        &mut self,
-        found: &Found,
-        author: FeedKey,
-        happening: Happening,
-        new: &'a NewMessage,
-    ) -> Recorded {
-        let session = &found.session;
-        let r#type =
-            if matches!(happening, Happening::Sent { .. }) { MessageType::Sent } else { MessageType::Received };
-        let kept_as = self.head + 1;
-        // The first of what is appended at a time that only the database knows: its Id is what will
-        // tell it from another's event of that version.
-        let is_proof = self.appended_at.is_none() && self.events.is_empty();
-        let id = new.id.clone().or_else(|| is_proof.then(MessageId::random));
-        let mut author = Some(author);
-        let mut row = || {
-            let (card, agent) = (Arc::clone(&found.card), found.agent.clone());
-            Some(MessageRow { new, id: id.clone(), r#type, author: author.take(), card, agent })
-        };
-        for told in happening.tells(session.gateway) {
-            self.push(session.key, told, row());
-        }
-        if let Happening::Received { owner: None, seq } = happening {
-            self.push(session.key, Told::nobody(seq), row());
-            return Recorded { version: 0, kept_as, id };
-        }
-        Recorded { version: kept_as, kept_as, id }
-    }
-
-    fn push(&mut self, session: SessionKey, told: Told, message: Option<MessageRow<'a>>) {
-        self.head += 1;
-        self.events.push(EventRow { session, told, message });
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
-    }
-
-    /// (first, last) version of what is appended, if anything is.
-    pub fn versions(&self) -> Option<(i64, i64)> {
-        (self.head > self.base).then_some((self.base + 1, self.head))
-    }
-
-    /// The newest version when it is appended.
-    pub fn head(&self) -> i64 {
-        self.head
-    }
-
-    /// What will show that this was committed; none when nothing is appended, or nothing tells it from another's.
-    pub fn proof(&self) -> Option<Proof> {
-        let first = self.events.first()?;
-        let message = first.message.as_ref().and_then(|message| message.id.clone());
-        if self.appended_at.is_none() && message.is_none() {
-            return None;
-        }
-        Some(Proof { version: self.base + 1, appended_at: self.appended_at, message })
-    }
-
-    /// Appends everything noted and gives its time; none, and nothing is appended, when the
-    /// assumptions do not hold. Where the append lock is not held, it is one transaction of its own.
-    ///
-    /// # Errors
-    /// When the database refuses it; a transaction is then to be given up. Where the lock is not
-    /// held it may have been done, unless [`is_refusal`] says otherwise.
-    pub async fn write(&self, connection: &mut PgConnection, notify: bool) -> Result<Option<DateTime<Utc>>> {
-        let events = &self.events;
-        // The content and what goes with it; the second event of an agent's message has none.
-        fn kept<'r, 'a>(row: &'r EventRow<'a>) -> Option<&'r MessageRow<'a>> {
-            row.message.as_ref().filter(|message| message.author.is_some())
-        }
-        // Mostly there are none, and what is not there need not be sent.
-        let ids: Vec<(Option<uuid::Uuid>, Option<&str>)> = events
-            .iter()
-            .map(|row| kept(row).and_then(|message| message.id.as_ref()).map_or((None, None), MessageId::columns))
-            .collect();
-        let uuids = ids.iter().rposition(|id| id.0.is_some()).map_or(0, |last| last + 1);
-        let texts = ids.iter().rposition(|id| id.1.is_some()).map_or(0, |last| last + 1);
-        Ok(sqlx::query_scalar(
-            "/* appends.write */ select append_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
-        )
-        .bind(self.base)
-        .bind(self.changes)
-        .bind(self.appended_at)
-        .bind(notify)
-        .bind(self.ids_are_new)
-        .bind(events.iter().map(|e| e.session.0).collect::<Vec<i64>>())
-        .bind(events.iter().map(|e| e.told.feed.0).collect::<Vec<i32>>())
-        .bind(events.iter().map(|e| e.told.profile.0).collect::<Vec<i32>>())
-        .bind(events.iter().map(|e| e.message.as_ref().and_then(|m| m.author).map_or(0, |key| key.0)).collect::<Vec<i32>>())
-        .bind(events.iter().map(|e| e.told.message_seq).collect::<Vec<i32>>())
-        .bind(events.iter().map(|e| e.told.r#type.number()).collect::<Vec<i16>>())
-        .bind(events.iter().map(|e| e.told.reason.map_or(0, Reason::number)).collect::<Vec<i16>>())
-        .bind(events.iter().map(|e| e.message.as_ref().map_or(0, |m| m.r#type.number())).collect::<Vec<i16>>())
-        .bind(events.iter().map(|e| e.message.as_ref().map_or(0, |m| m.new.content_type.number())).collect::<Vec<i16>>())
-        .bind(ids[..uuids].iter().map(|id| id.0).collect::<Vec<Option<uuid::Uuid>>>())
-        .bind(ids[..texts].iter().map(|id| id.1).collect::<Vec<Option<&str>>>())
-        .bind(events.iter().map(|e| kept(e).map(|message| message.new.content.as_str())).collect::<Vec<Option<&str>>>())
-        .fetch_one(connection)
-        .await?)
-    }
-
-    /// The events as readers are shown them, without a look into the database; none when they show
-    /// something that only the database knows.
-    pub fn shown(&self, appended_at: DateTime<Utc>) -> Option<Vec<Event>> {
-        let mut shown: Vec<Event> = Vec::with_capacity(self.events.len());
-        for (row, version) in self.events.iter().zip(self.base + 1..) {
-            let message = row.message.as_ref()?;
-            let (session, agent) = (Arc::clone(&message.card), message.agent.clone());
-            let (feed, r#type, reason) = (row.told.feed, row.told.r#type, row.told.reason);
-            let agent = agent.filter(|_| row.told.profile != ProfileKey(0));
-            if agent.is_none() && row.told.profile != ProfileKey(0) {
-                return None;
-            }
-            // The second event of a message shares what the first one, just before it, made.
-            let messages = match (message.author, shown.last()) {
-                (None, Some(first)) => first.messages.clone(),
-                _ => vec![Arc::new(Message {
-                    r#type: message.r#type,
-                    id: message.id.clone().unwrap_or_else(|| MessageId::made(version, appended_at)),
-                    content_type: message.new.content_type,
-                    content: message.new.content.clone(),
-                    created_at: appended_at,
-                })],
-            };
-            shown.push(Event { version, feed, r#type, session, agent, reason, messages });
-        }
-        Some(shown)
-    }
+/// Notifies every process that there is something new up to `head`. `sender` tells them apart.
+///
+/// # Errors
+/// When the server cannot be reached.
+pub async fn notify(connection: &mut PgConnection, head: i64, sender: u64) -> Result<()> {
+    sqlx::query("/* appends.notify */ select pg_notify($1, $2)")
+        .bind(CHANNEL)
+        .bind(format!("{head} {sender:x}"))
+        .execute(connection)
+        .await?;
+    Ok(())
 }

@@ -155,7 +155,7 @@ pub async fn erase(connection: &mut PgConnection, asked: &Asked, part: &[Piece])
         .fetch_one(&mut *connection)
         .await?;
     sqlx::query("/* erasures.erase */ select pg_notify($1, 'erased')").bind(CHANNEL).execute(&mut *connection).await?;
-    super::appends::commit(connection).await?;
+    sqlx::raw_sql("commit").execute(connection).await?;
     Ok(messages)
 }
 

@@ -12,8 +12,10 @@ use sqlx::{
     query::Query,
 };
 
+use uuid::Uuid;
+
 use self::rows::{EventRow, Held, Order, Rows, complete, take_rows};
-use super::{Error, Result, cards::Cards};
+use super::{Error, Result, cards::Cards, history};
 use crate::domain::{
     event::{EventType, Messages, Profile, SessionCard, Shown, TypeSet},
     ids::{FeedKey, MessageId, SessionKey},
@@ -37,6 +39,8 @@ pub struct Page {
     pub head: i64,
     /// The oldest version still kept.
     pub oldest: i64,
+    /// The history that it was read of (`Feed-Epoch`).
+    pub epoch: String,
     /// Whether older events are still there, which were left out.
     below: bool,
     /// Whether the statement had more to give than was taken: its connection is better closed than
@@ -85,7 +89,10 @@ pub struct StoreState {
     /// The newest version; 0 when there is none.
     pub head: i64,
     pub oldest: i64,
+    /// Names the present history (`Feed-Epoch`).
     pub epoch: String,
+    /// Its first version that it does not share with the history before.
+    pub begins_at: i64,
     pub revocations: i64,
     /// The newest erasure; 0 when there is none.
     pub erasures: i64,
@@ -186,7 +193,7 @@ pub(super) fn read_message(row: &PgRow, version_column: &str) -> Result<Message>
 }
 
 async fn assemble(connection: &mut PgConnection, cards: &Cards, rows: Rows) -> Result<Page> {
-    let Rows { head, oldest, mut events, contents, sessions, profiles, mut more, below, cut } = rows;
+    let Rows { head, oldest, history: name, mut events, contents, sessions, profiles, mut more, below, cut } = rows;
     let (session_keys, profile_keys) = (sessions.keys, profiles.keys);
     let brought = last_messages(connection, &events, &session_keys).await?;
     if let Some(complete) = brought.complete_events {
@@ -207,6 +214,7 @@ async fn assemble(connection: &mut PgConnection, cards: &Cards, rows: Rows) -> R
         more,
         head,
         oldest,
+        epoch: history::epoch(name),
         below,
         cut,
     })
@@ -270,20 +278,18 @@ async fn last_messages(connection: &mut PgConnection, events: &[EventRow], sessi
 /// The store's head, oldest version, epoch and revocations.
 ///
 /// # Errors
-/// When the database cannot be read, or is a standby (which has no timeline of its own).
+/// When the database cannot be read.
 pub async fn store_state(connection: &mut PgConnection) -> Result<StoreState> {
-    let (head, oldest, epoch, revocations, erasures): (i64, i64, String, i64, i64) = sqlx::query_as(
+    let (head, oldest, history, begins_at, revocations, erasures): (i64, i64, Uuid, i64, i64, i64) = sqlx::query_as(
         "/* events.store_state */
-         select greatest(coalesce((select max(version) from events), 0), oldest_version - 1),
-                oldest_version,
-                left(md5(history::text || system_identifier::text || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)), 16),
-                revocations,
-                coalesce((select max(erasure) from erasures), 0)
-         from store, pg_control_system()",
+         select greatest(coalesce((select max(version) from events), 0), oldest_version - 1), oldest_version,
+                history, (select first_version from histories where name = history),
+                revocations, coalesce((select max(erasure) from erasures), 0)
+         from store",
     )
     .fetch_one(connection)
     .await?;
-    Ok(StoreState { head, oldest, epoch, revocations, erasures })
+    Ok(StoreState { head, oldest, epoch: history::epoch(history), begins_at, revocations, erasures })
 }
 
 /// The version after which every event was appended at or after `time`.

@@ -55,16 +55,14 @@ impl Listener {
         .await
     }
 
-    /// The text of the next notification, and the server process it comes from.
+    /// The text of the next notification.
     ///
     /// # Errors
     /// If the connection is lost, or silent for [`limits::LISTENER_SILENT_MS`] although this process notifies itself
     /// more often. Drop the listener then.
-    pub async fn hear(&mut self) -> Result<(String, i32)> {
+    pub async fn hear(&mut self) -> Result<String> {
         match tokio::time::timeout(Duration::from_millis(limits::LISTENER_SILENT_MS), self.inner.try_recv()).await {
-            Ok(Ok(Some(notification))) => {
-                Ok((notification.payload().to_owned(), i32::try_from(notification.process_id()).unwrap_or(0)))
-            }
+            Ok(Ok(Some(notification))) => Ok(notification.payload().to_owned()),
             Ok(Ok(None)) => Err(Error::Away("the LISTEN connection was lost")),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Err(Error::Timeout(limits::LISTENER_SILENT_MS)),
@@ -90,13 +88,4 @@ pub async fn round_trip(db: &Db) -> Result<Duration> {
     })
     .await?;
     Ok(began.elapsed())
-}
-
-/// Notifies every process, this one too, which proves the LISTEN connections.
-///
-/// # Errors
-/// When the server cannot be reached.
-pub async fn ping(connection: &mut sqlx::PgConnection) -> Result<()> {
-    sqlx::query("/* listener.ping */ select pg_notify($1, 'ping')").bind(CHANNEL).execute(connection).await?;
-    Ok(())
 }

@@ -20,8 +20,7 @@ pub struct Kept {
     pub content_type: ContentType,
     pub content: String,
     pub version: i64,
-    /// None: it is appended together with what repeats it.
-    pub created_at: Option<DateTime<Utc>>,
+    pub created_at: DateTime<Utc>,
 }
 
 /// Finds messages by Id.
@@ -49,7 +48,7 @@ pub async fn find_kept(connection: &mut PgConnection, ids: &[&MessageId]) -> Res
                 content_type: message.content_type,
                 content: message.content,
                 version: row.try_get("version")?,
-                created_at: Some(message.created_at),
+                created_at: message.created_at,
             };
             Ok((message.id, kept))
         })

@@ -34,6 +34,7 @@ pub enum Purpose {
     Appends,
     Acks,
     Listens,
+    Notifies,
     /// Migrations and one-off commands.
     Commands,
 }
@@ -45,6 +46,7 @@ impl Purpose {
             Self::Appends => "deskfeed/appends",
             Self::Acks => "deskfeed/acks",
             Self::Listens => "deskfeed/listens",
+            Self::Notifies => "deskfeed/notifies",
             Self::Commands => "deskfeed/commands",
         }
     }

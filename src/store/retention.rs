@@ -277,7 +277,8 @@ mod tests {
 
     #[test]
     fn whole_partitions_go_and_never_the_one_with_the_head() {
-        let state = |oldest, head| StoreState { head, oldest, epoch: String::new(), revocations: 0, erasures: 0 };
+        let state =
+            |oldest, head| StoreState { head, oldest, epoch: String::new(), begins_at: 1, revocations: 0, erasures: 0 };
         let fates = |oldest, head, keep_from| -> String {
             [1, 11, 21, 31]
                 .map(|first_version| Partition {

@@ -100,7 +100,7 @@ pub async fn excess(connection: &mut PgConnection, role: &str) -> Result<Vec<Str
     Ok(excess)
 }
 
-/// What the service needs and a role may not do, such as `insert on events`.
+/// What the service needs and a role may not do, such as `select on events`.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -125,13 +125,12 @@ mod tests {
         let of = |object: &str| -> Vec<(&str, Option<&str>)> {
             needs.iter().filter(|need| need.object == object).map(|need| (need.privilege, need.column)).collect()
         };
-        assert_eq!(of("events"), [("select", None), ("insert", None)]);
+        assert_eq!(of("events"), [("select", None)]);
         assert_eq!(of("store"), [("select", None), ("update", Some("revocations"))]);
         assert_eq!(
             of("acks"),
             [("select", None), ("insert", None), ("update", Some("last_version")), ("delete", None)]
         );
-        assert_eq!(of("session_changes"), [("select", None), ("usage", None)]);
         assert_eq!(of("make_partitions_ahead(integer)"), [("execute", None)]);
         assert_eq!(of("tokens").len(), 4);
         assert!(needs_of("deskfeed_readonly").contains(&Need { privilege: "select", object: "acks", column: None }));

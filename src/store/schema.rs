@@ -28,7 +28,7 @@ use super::Result;
 pub type File = (i64, &'static str, &'static str);
 
 /// The numbered files of `migrations/`, in order. A test compares this list with the folder.
-pub const FILES: [File; 7] = [
+pub const FILES: [File; 8] = [
     (1, "store", include_str!("../../migrations/0001_store.sql")),
     (2, "feeds", include_str!("../../migrations/0002_feeds.sql")),
     (3, "tokens", include_str!("../../migrations/0003_tokens.sql")),
@@ -36,6 +36,7 @@ pub const FILES: [File; 7] = [
     (5, "events", include_str!("../../migrations/0005_events.sql")),
     (6, "acks", include_str!("../../migrations/0006_acks.sql")),
     (7, "erasures", include_str!("../../migrations/0007_erasures.sql")),
+    (8, "append", include_str!("../../migrations/0008_append.sql")),
 ];
 
 /// First line of a file that cannot run in a transaction (an index made concurrently): one statement.

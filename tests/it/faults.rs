@@ -1,9 +1,13 @@
 //! One fault at a time: what is away, late, lost or in the way, and that the service gets over it.
 
+mod answers;
 mod commits;
+mod evidence;
 mod history;
+mod ids;
+mod replicas;
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use serde_json::json;
 use sqlx::{Connection, PgConnection, postgres::PgListener};
@@ -101,6 +105,20 @@ async fn wait_for_lock_waiter(sql: &mut PgConnection) {
         }
         assert!(Instant::now() < until, "nobody waits for the lock");
         tokio::task::yield_now().await;
+    }
+}
+
+/// Every session's messages are numbered 1, 2, 3 and so on, in the order of their versions.
+async fn numbers_are_dense(sql: &mut PgConnection) {
+    let numbers: Vec<(i64, i32)> =
+        sqlx::query_as("select session_key, message_seq from events where content is not null order by version")
+            .fetch_all(sql)
+            .await
+            .expect("the events can be read");
+    let mut last: HashMap<i64, i32> = HashMap::new();
+    for (session, number) in &numbers {
+        let before = last.insert(*session, *number).unwrap_or(0);
+        assert_eq!(*number, before + 1, "session {session}: {numbers:?}");
     }
 }
 

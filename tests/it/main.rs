@@ -42,5 +42,6 @@ mod seed_flows;
 mod send;
 mod session;
 mod sizes;
+mod standby;
 mod support;
 mod tokens;

@@ -188,7 +188,7 @@ async fn pages_look_into_the_partitions_that_they_need() {
     plan.assert_range_scan(51.0, BY_FEED);
     assert!(plan.looked_into.iter().all(|first| *first >= 100_001), "{:?} {}", plan.looked_into, plan.text);
     // A session's newest message is in the newest partition that has any.
-    let plan = plans.explain(include_str!("../../src/store/sql/sessions_for_append.sql"), "'{session-5}'").await;
+    let plan = plans.explain(include_str!("../../src/store/sql/find_sessions.sql"), "'{session-5}'").await;
     assert!(plan.looked_into.iter().all(|first| *first >= 100_001), "{:?} {}", plan.looked_into, plan.text);
 }
 
@@ -233,7 +233,7 @@ async fn the_tail_scan_history_lists_and_times_use_their_indexes() {
     plan.assert_narrow();
 
     for (statement, arguments) in [
-        (include_str!("../../src/store/sql/sessions_for_append.sql"), "'{session-7}'"),
+        (include_str!("../../src/store/sql/find_sessions.sql"), "'{session-7}'"),
         (include_str!("../../src/store/sql/last_messages.sql"), "'{0}', '{7}', '{100000}', 20, 4000000"),
         (include_str!("../../src/store/sql/find_kept.sql"), "array[gen_random_uuid()], '{x}', '{5}'"),
         (

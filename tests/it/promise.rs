@@ -1,6 +1,6 @@
 //! The promise, under everything that can go wrong on one machine: three real processes on a real
-//! PostgreSQL are written to and read from while they are killed, stopped and cut off. All that was
-//! done and answered is written down and judged afterwards.
+//! PostgreSQL are written to and read from while they are killed, stopped and cut off, and while standbys are
+//! promoted. All that was done and answered is written down and judged afterwards.
 //!
 //! `DESKFEED_PROMISE_SEED` repeats a run's choices (not its timing), `DESKFEED_PROMISE_SECONDS`
 //! makes it longer.
@@ -63,7 +63,8 @@ async fn the_promise_holds_whatever_happens() {
     drop(timeout(HEALING, ended).await);
     read_all(&world, &mut random, REPLICAS).await;
 
-    let end = read_end(&mut sql, names).await;
+    let mut end = read_end(&mut sql, names).await;
+    end.histories += usize::try_from(faults.get(nemesis::PROMOTION).copied().unwrap_or(0)).expect("fits");
     let ops = world.recorder.take();
     let reached = world.faults.lock().expect("no panic").clone();
     println!("{}", summary(&ops, &end, seed));
@@ -217,6 +218,13 @@ pub async fn read_end(sql: &mut PgConnection, readers: Vec<String>) -> Final {
     .fetch_all(&mut *sql)
     .await
     .expect("the messages can be read");
+    let numbers: Vec<(String, i32)> = sqlx::query_as(
+        "select s.session_id, e.message_seq from events e join sessions s on s.session_key = e.session_key
+         where e.content is not null order by e.version",
+    )
+    .fetch_all(&mut *sql)
+    .await
+    .expect("the numbers can be read");
     let number = |number: i16| usize::try_from(number).expect("a known number");
     Final {
         log: log
@@ -234,6 +242,8 @@ pub async fn read_end(sql: &mut PgConnection, readers: Vec<String>) -> Final {
             .into_iter()
             .map(|(id, session, content, author, version, seq)| Kept { id, session, content, author, version, seq })
             .collect(),
+        numbers,
+        histories: 1,
         gateways: GATEWAYS.map(str::to_owned).to_vec(),
         readers,
     }

@@ -231,9 +231,11 @@ async fn the_counter_of_open_sessions_is_what_a_count_gives() {
 #[tokio::test]
 async fn an_event_that_contradicts_itself_is_not_appended() {
     let mut connection = PgConnection::connect(&postgres::new_database().await).await.expect("it answers");
+    let session = "insert into sessions (opened_at, status, session_id, from_id) values (now(), 0, 's1', 'c1')";
+    sqlx::raw_sql(session).execute(&mut connection).await.expect("a session");
     let mut append = async |event: &str| {
         let statement = format!(
-            "select append_events((select coalesce(max(version), 0) from events), null, null, false, true, '{{1}}', '{{1}}', '{{0}}', {event}) is not null"
+            "select head is not null from append((select history from store), 1, (select coalesce(max(version), 0) from events), array[(select session_key from sessions)], '{{1}}', '{{0}}', '{{0}}', '{{1}}', '{{1}}', '{{0}}', {event}, null)"
         );
         sqlx::query_scalar::<_, bool>(AssertSqlSafe(statement)).fetch_one(&mut connection).await
     };
@@ -263,6 +265,6 @@ async fn an_event_that_contradicts_itself_is_not_appended() {
         let error = append(bad).await.expect_err(bad);
         let code =
             error.as_database_error().and_then(sqlx::error::DatabaseError::code).map(std::borrow::Cow::into_owned);
-        assert_eq!(code.as_deref(), Some("23502"), "{bad}: {error}");
+        assert_eq!(code.as_deref(), Some("23514"), "{bad}: {error}");
     }
 }

@@ -1,14 +1,12 @@
-//! What the relay is asked for between its regular looks. A lost hint costs one turn of its timer.
-
-use std::sync::atomic::{AtomicBool, Ordering};
+//! What tasks ask of each other between their regular turns. A lost request costs one turn of a timer.
 
 use tokio::sync::Notify;
 
-/// The relay's doorbell.
+/// The doorbells of the relay and of whoever notifies other processes.
 #[derive(Default)]
 pub struct Hints {
     look: Notify,
-    must_ping: AtomicBool,
+    notify: Notify,
 }
 
 impl Hints {
@@ -17,19 +15,18 @@ impl Hints {
         self.look.notify_one();
     }
 
-    /// Asks it to notify all processes, this one too, with its next look, and to look soon.
-    pub fn ping(&self) {
-        self.must_ping.store(true, Ordering::Release);
-        self.look();
-    }
-
     /// Completes when a look is asked for.
     pub async fn looked_for(&self) {
         self.look.notified().await;
     }
 
-    /// Whether a ping was asked for since this was last called.
-    pub fn take_ping(&self) -> bool {
-        self.must_ping.swap(false, Ordering::AcqRel)
+    /// Asks for a notification although nothing is new: a new LISTEN connection proves itself by hearing one.
+    pub fn notify(&self) {
+        self.notify.notify_one();
+    }
+
+    /// Completes when a notification is asked for.
+    pub async fn must_notify(&self) {
+        self.notify.notified().await;
     }
 }

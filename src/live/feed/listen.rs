@@ -6,10 +6,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{Feed, hints::Hints};
-use crate::{
-    live::peers::{Heard, Peers},
-    store::{Error, listener::Listener, pool::Db},
-};
+use crate::store::{Error, listener::Listener, pool::Db};
 
 const RECONNECT_MIN: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
@@ -19,7 +16,8 @@ pub struct Listening {
     pub db: Db,
     pub feed: Arc<Feed>,
     pub hints: Arc<Hints>,
-    pub peers: Arc<Peers>,
+    /// Marks the notifications of this process.
+    pub sender: u64,
 }
 
 impl Listening {
@@ -38,14 +36,13 @@ impl Listening {
                     if !std::mem::take(&mut is_first) {
                         metrics::counter!("deskfeed_listener_reconnects_total").increment(1);
                     }
-                    self.peers.start_listening();
-                    // Notifications sent before this connection are lost: look. And tell the others that we listen.
-                    self.hints.ping();
+                    // Notifications sent before this connection are lost: look. And have it prove that it hears.
+                    self.hints.notify();
+                    self.hints.look();
                     let error = tokio::select! {
                         () = stop.cancelled() => return,
                         error = self.hear_all(&mut listener) => error,
                     };
-                    self.peers.stop_listening();
                     tracing::warn!(error = %error, "the LISTEN connection is lost; reconnecting (polls go on, at the pace of the sweep)");
                 }
                 Err(error) => tracing::debug!(error = %error, "no LISTEN connection"),
@@ -60,12 +57,13 @@ impl Listening {
     async fn hear_all(&self, listener: &mut Listener) -> Error {
         loop {
             match listener.hear().await {
-                // Our own writer publishes its appends itself, and a head that we have is no news; anything else,
-                // even rubbish, is a reason to look.
-                Ok((text, pid)) => {
-                    let is_own = self.peers.hear(pid) == Heard::OurWriter;
-                    let is_known =
-                        text == "ping" || text.parse::<i64>().is_ok_and(|head| is_own || head <= self.feed.tail.head());
+                // The lanes of this process publish their appends themselves, and a head that is in the tail is no
+                // news; anything else, even rubbish, is a reason to look.
+                Ok(text) => {
+                    let is_known = text.split_once(' ').is_some_and(|(head, sender)| {
+                        let is_own = u64::from_str_radix(sender, 16).is_ok_and(|sender| sender == self.sender);
+                        is_own || head.parse::<i64>().is_ok_and(|head| head <= self.feed.tail.head())
+                    });
                     if !is_known {
                         self.hints.look();
                     }

@@ -6,7 +6,7 @@
 //! | [`hub`] | who waits for which feed | polls register, the relay wakes |
 //! | [`notices`] | what every poll must hear: a stop, a revocation, another history | the relay, and the stop |
 //! | [`parked`] | how many polls each token holds open | polls |
-//! | [`committed`] | the newest version that our own writer committed | the writer, through its [`publisher`] |
+//! | [`committed`] | the newest version that this process committed | the lanes, through their [`publisher`] |
 //!
 //! All of it is a cache: dropping any of it changes nothing but speed. Nothing of it is told while this process is
 //! out of touch with the database ([`Feed::look`], [`Feed::cards`]).
@@ -59,6 +59,13 @@ pub struct Basis {
     erasures: i64,
 }
 
+impl Basis {
+    /// Whether both are of the same history.
+    pub fn is_same_history(self, other: Self) -> bool {
+        self.histories == other.histories
+    }
+}
+
 impl Feed {
     pub fn new(freshness: Arc<Freshness>, zone: Tz) -> Self {
         Self {
@@ -77,7 +84,7 @@ impl Feed {
         Basis { histories: self.notices.histories(), erasures: self.cards.erasures() }
     }
 
-    /// The newest version that this process's writer has committed in the present history.
+    /// The newest version that this process has committed in the present history.
     fn committed_head(&self) -> i64 {
         self.committed.of(self.notices.histories())
     }

@@ -76,9 +76,11 @@ impl Polls {
             Some(feed) => feed,
             None => Box::pin(self.named_feed(query.feed.as_ref())).await?,
         };
-        if let Some(epoch) = query.epoch.as_deref() {
-            Box::pin(self.table.check_epoch(epoch)).await?;
-        }
+        // The database decides whether this history has what the reader was given in that one.
+        let epoch = match query.epoch.as_deref() {
+            Some(epoch) => Box::pin(self.table.check_epoch(epoch, given_up_to(query.cursor))).await?,
+            None => self.feed.notices.epoch(),
+        };
         // An admin has no feed, so an admin acknowledges nothing.
         if let Some(subject) = grant.caller.subject().filter(|_| !query.acks.is_empty()) {
             Box::pin(self.acks.record(subject.key, std::mem::take(&mut query.acks))).await?;
@@ -86,7 +88,7 @@ impl Polls {
         let wanted = Wanted { feed, types: query.types, limit: query.limit };
         if let Cursor::Before(before) = query.cursor {
             self.tokens.check(grant).await?;
-            return Box::pin(self.before(wanted, before)).await;
+            return Box::pin(self.table.before(wanted, before)).await;
         }
         // Guards that count the poll for as long as it goes on.
         let _parked = self.parked.enter(grant.token_id)?;
@@ -95,8 +97,8 @@ impl Polls {
         // From here on the relay knows of this poll and the poll hears of revocations. Was there one before?
         self.tokens.check(grant).await?;
         match query.cursor {
-            Cursor::After(from) => self.after(wanted, from, &mut wait).await,
-            _ => self.unacked(wanted, &mut wait).await,
+            Cursor::After(from) => self.after(wanted, from, epoch, &mut wait).await,
+            _ => self.unacked(wanted, epoch, &mut wait).await,
         }
     }
 
@@ -134,14 +136,14 @@ impl Polls {
         self.table.feed_of(named).await
     }
 
-    /// History: never waits.
-    async fn before(&self, wanted: Wanted, before: Option<i64>) -> Result<Answer, Fault> {
-        let epoch = self.feed.notices.epoch();
-        Ok(Answer { found: self.table.before(wanted, before).await?, epoch })
-    }
-
-    /// Events after a version.
-    async fn after(&self, wanted: Wanted, from: From, wait: &mut Wait<'_>) -> Result<Answer, Fault> {
+    /// Events after a version, for a reader who may go on in the history `epoch`.
+    async fn after(
+        &self,
+        wanted: Wanted,
+        from: From,
+        mut epoch: Arc<str>,
+        wait: &mut Wait<'_>,
+    ) -> Result<Answer, Fault> {
         let from = checked_begin(from, self.clock.now())?;
         let after = match from {
             From::Version(version) => version,
@@ -157,14 +159,26 @@ impl Polls {
             let watch = self.feed.hub.watch(wanted.feed);
             let mut woken = pin!(watch.woken());
             woken.as_mut().enable();
-            let (histories, epoch) = (wait.histories(), wait.epoch());
-            let found = match self.feed.look(wanted.feed, seen, wanted.types, wanted.limit) {
-                Look::Found(slice) if slice.more || slice.head >= owed && !wait.is_over() => Some(Found::from(slice)),
+            let histories = wait.histories();
+            if wait.epoch() != epoch {
+                epoch = Box::pin(self.table.check_epoch(&epoch, seen)).await?;
+                is_confirmed = false;
+            }
+            let answer = match self.feed.look(wanted.feed, seen, wanted.types, wanted.limit) {
+                // The tail may be of another history than a moment ago.
+                _ if wait.histories() != histories => continue,
+                Look::Found(slice) if slice.more || slice.head >= owed && !wait.is_over() => {
+                    Some(Answer { found: Found::from(slice), epoch: Arc::clone(&epoch) })
+                }
                 Look::TooNew if is_confirmed && !wait.is_over() => None,
                 // The table has the last word on what is there now, and on what the tail does not cover.
                 _ => Some(Box::pin(self.table.after(wanted, seen, after)).await?),
             };
-            if let Some(found) = found {
+            if let Some(Answer { found, epoch: read }) = answer {
+                if read != epoch {
+                    Box::pin(self.table.check_epoch(&epoch, seen)).await?;
+                    epoch = read;
+                }
                 is_confirmed = true;
                 seen = seen.max(found.next);
                 if !found.events.is_empty() || wait.is_over() {
@@ -175,16 +189,13 @@ impl Polls {
                 return Ok(Answer { found: Found::nothing(seen), epoch });
             }
             if wait.histories() != histories {
-                if let Some(epoch) = wait.given_epoch {
-                    Box::pin(self.table.check_epoch(epoch)).await?;
-                }
                 is_confirmed = false;
             }
         }
     }
 
-    /// Events that are not acknowledged.
-    async fn unacked(&self, wanted: Wanted, wait: &mut Wait<'_>) -> Result<Answer, Fault> {
+    /// Events that are not acknowledged, for a reader who may go on in the history `epoch`.
+    async fn unacked(&self, wanted: Wanted, mut epoch: Arc<str>, wait: &mut Wait<'_>) -> Result<Answer, Fault> {
         let token_id = wait.grant.token_id;
         let mut was_held = false;
         // Up to here everything is acknowledged, as far as the table has told.
@@ -193,16 +204,29 @@ impl Polls {
             let watch = self.feed.hub.watch(wanted.feed);
             let mut woken = pin!(watch.woken());
             woken.as_mut().enable();
-            let (histories, epoch) = (wait.histories(), wait.epoch());
+            let histories = wait.histories();
+            if wait.epoch() != epoch {
+                epoch = Box::pin(self.table.check_epoch(&epoch, seen.unwrap_or(0))).await?;
+                seen = None;
+            }
             // Everything before `seen` was acknowledged when we looked, so what is not lies after it.
             let look = seen.map(|seen| self.feed.look(wanted.feed, seen, wanted.types, wanted.limit));
             let (found, versions) = match look {
+                // The tail may be of another history than a moment ago.
+                Some(_) if wait.histories() != histories => continue,
                 Some(Look::Found(slice)) if !slice.events.is_empty() || !wait.is_over() => {
                     let versions: Arc<[i64]> = slice.events.iter().map(|event| event.version).collect();
                     (Found::from(slice), versions)
                 }
                 Some(Look::TooNew) if !wait.is_over() => (Found::nothing(seen.unwrap_or(0)), Arc::from([])),
-                _ => Box::pin(self.table.unacked(wanted)).await?,
+                _ => {
+                    let (Answer { found, epoch: read }, versions) = Box::pin(self.table.unacked(wanted)).await?;
+                    if read != epoch {
+                        Box::pin(self.table.check_epoch(&epoch, seen.unwrap_or(0))).await?;
+                        epoch = read;
+                    }
+                    (found, versions)
+                }
             };
             if found.events.is_empty() {
                 if wait.is_over() {
@@ -221,9 +245,6 @@ impl Polls {
                 return Ok(Answer { found, epoch });
             }
             if wait.histories() != histories {
-                if let Some(epoch) = wait.given_epoch {
-                    Box::pin(self.table.check_epoch(epoch)).await?;
-                }
                 seen = None;
             }
         }
@@ -244,6 +265,15 @@ fn own_feed(caller: &Caller, named: Option<&FeedId>) -> Result<Option<FeedKey>, 
         }
         (Some(subject), _) => Ok(Some(subject.key)),
         (None, _) => Ok(None),
+    }
+}
+
+/// Up to which version a reader with this cursor was given everything, as far as it says.
+fn given_up_to(cursor: Cursor) -> i64 {
+    match cursor {
+        Cursor::After(From::Version(version)) => version,
+        Cursor::Before(Some(version)) => version - 1,
+        Cursor::After(From::Now | From::Time(_)) | Cursor::Before(None) | Cursor::Unacked => 0,
     }
 }
 

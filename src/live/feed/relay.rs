@@ -1,16 +1,17 @@
 //! Advances the tail and wakes those who have news. The only task that does.
 //!
-//! It learns of new events in three ways, and relies on none of them: the writer of this process publishes what it
+//! It learns of new events in three ways, and relies on none of them: the lanes of this process publish what they
 //! committed (added as it is if it follows the tail's head without a gap, otherwise a reason to look); another
 //! process notifies (a reason to look); a timer goes off (a reason to look). A look is one range scan of the table
 //! from the tail's head on, whatever the number of feeds and readers. So whatever is lost costs at most one turn
-//! of the timer.
+//! of the timer. Looks take a part of the time only ([`limits::RELAY_REST`]), however often others notify.
 //!
 //! Each look also compares the store with what is cached of it, and ends what is not true any more:
 //!
 //! | found | meaning | done |
 //! | --- | --- | --- |
-//! | another epoch, or a head below the tail's | restored, or failed over | cards, tail, tokens and pooled connections go; every poll is told |
+//! | another epoch, or a head below the tail's | restored, or failed over | cards, tokens and pooled connections go; every poll is told |
+//! | .. and the tail has versions that are not the new history's | they were lost | the tail goes, too |
 //! | a new connection of the relay | perhaps failed over | a new generation of tokens |
 //! | newer erasures | content was blanked | the erased sessions are read again, the tail is filled again |
 //! | more revocations | tokens were revoked | they are removed; every poll is told |
@@ -18,12 +19,16 @@
 //!
 //! Only then does the look count as successful ([`Freshness`]), and only then are polls told.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use sqlx::PgConnection;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -34,14 +39,10 @@ use crate::{
         ids::FeedKey,
         limits,
     },
-    live::{
-        auth::{freshness::Freshness, tokens::Tokens},
-        peers::Peers,
-    },
+    live::auth::{freshness::Freshness, tokens::Tokens},
     store::{
-        Error, Result, appends, erasures,
+        Error, Result, erasures,
         events::{self, StoreState},
-        listener,
         pool::{Db, Purpose, deadline, read_deadline},
     },
 };
@@ -53,11 +54,28 @@ pub struct Relay {
     pub freshness: Arc<Freshness>,
     pub tokens: Arc<Tokens>,
     pub parked: Arc<Parked>,
-    pub peers: Arc<Peers>,
     pub hints: Arc<Hints>,
     pub committed: mpsc::Receiver<Committed>,
     /// Told when the first look has succeeded.
     pub first_look: Option<oneshot::Sender<()>>,
+}
+
+/// When the relay looks at the table.
+struct Pace {
+    /// `None`: with the next turn of the timer.
+    due: Option<Instant>,
+    /// Not before: looks may take a part of the time only.
+    not_before: Instant,
+    /// Events of our own that are ahead of the tail, by the head before them.
+    ahead: BTreeMap<i64, Committed>,
+}
+
+impl Pace {
+    /// Looks soon.
+    fn want(&mut self, at: Instant) {
+        let at = at.max(self.not_before);
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
 }
 
 impl Relay {
@@ -66,20 +84,34 @@ impl Relay {
         let mut connection: Option<PgConnection> = None;
         let mut sweep = interval(Duration::from_millis(limits::SWEEP_MS));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut pinged = Instant::now();
+        let mut pace = Pace { due: None, not_before: Instant::now(), ahead: BTreeMap::new() };
         let mut answers = false;
         loop {
-            let is_added = tokio::select! {
+            let due = pace.due;
+            tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
-                Some(committed) = self.committed.recv() => self.add_committed(&committed),
-                () = self.hints.looked_for() => false,
-                _ = sweep.tick() => false,
-            };
-            if is_added {
-                continue;
+                Some(committed) = self.committed.recv() => {
+                    self.take(committed, &mut pace);
+                    continue;
+                }
+                _ = sweep.tick() => {}
+                () = self.hints.looked_for() => {
+                    pace.want(Instant::now());
+                    if pace.due.is_some_and(|due| due > Instant::now()) {
+                        continue;
+                    }
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
-            match self.look(&mut connection, &mut pinged).await {
+            pace.due = None;
+            let began = Instant::now();
+            let looked = self.look(&mut connection).await;
+            pace.not_before = Instant::now() + began.elapsed() * limits::RELAY_REST;
+            match looked {
                 Ok(()) => {
+                    pace.ahead = pace.ahead.split_off(&self.feed.tail.head());
+                    self.take_ahead(&mut pace);
                     if let Some(first_look) = self.first_look.take() {
                         // A start that was given up does not wait for it.
                         let _ = first_look.send(());
@@ -90,6 +122,7 @@ impl Relay {
                 }
                 Err(error) => {
                     connection = None;
+                    pace.ahead.clear();
                     self.db.doubt();
                     if std::mem::replace(&mut answers, false) {
                         tracing::warn!(error = %error, "PostgreSQL does not answer; parked polls wait, other requests are answered 50300 until it does");
@@ -101,15 +134,53 @@ impl Relay {
         }
     }
 
-    /// Adds events that our own writer committed. Returns false if a look at the table is needed.
-    fn add_committed(&self, committed: &Committed) -> bool {
-        let Some(events) = &committed.events else { return false };
-        if committed.basis != self.feed.basis() {
-            return false;
+    /// Takes what this process has committed. What does not follow the tail waits for what is between: another
+    /// append of ours, which comes at once, or another process's, for which it takes a look.
+    fn take(&self, committed: Committed, pace: &mut Pace) {
+        let tail_head = self.feed.tail.head();
+        // Another history than the one that this process knows: to look is how it gets to know it.
+        let is_current = committed.basis == self.feed.basis() && committed.epoch == self.feed.notices.epoch();
+        if committed.events.is_none() || !is_current {
+            pace.want(Instant::now());
+        } else if committed.head > tail_head {
+            pace.want(Instant::now() + Duration::from_millis(limits::RELAY_REORDER_MS));
+            if pace.ahead.len() < limits::RELAY_AHEAD_MAX {
+                pace.ahead.insert(committed.head, committed);
+            }
+        } else {
+            if !self.add_committed(&committed, tail_head) {
+                pace.want(Instant::now());
+            }
+            self.take_ahead(pace);
         }
-        let is_seen = events.last().is_some_and(|event| event.version <= self.feed.tail.head());
-        let encode = || self.encode(events.iter().map(Event::shown), events.iter().map(|event| event.feed));
-        is_seen || encode().is_ok_and(|encoded| self.add(encoded))
+    }
+
+    /// Takes what follows the tail by now.
+    fn take_ahead(&self, pace: &mut Pace) {
+        while let Some(next) = pace.ahead.first_entry()
+            && *next.key() <= self.feed.tail.head()
+        {
+            let committed = next.remove();
+            if committed.basis != self.feed.basis() || !self.add_committed(&committed, self.feed.tail.head()) {
+                pace.want(Instant::now());
+            }
+        }
+        if pace.ahead.is_empty() && pace.due.is_some_and(|due| due > Instant::now()) {
+            // What it was to look for has come.
+            pace.due = None;
+        }
+    }
+
+    /// Adds events of which some may be in the tail already. False when they do not follow it.
+    fn add_committed(&self, committed: &Committed, tail_head: i64) -> bool {
+        let Some(events) = &committed.events else { return false };
+        let seen = events.partition_point(|event| event.version <= tail_head);
+        let new = &events[seen..];
+        if new.is_empty() {
+            return true;
+        }
+        let encoded = self.encode(new.iter().map(Event::shown), new.iter().map(|event| event.feed));
+        encoded.is_ok_and(|encoded| self.add(encoded))
     }
 
     fn encode<'a>(
@@ -136,27 +207,17 @@ impl Relay {
         true
     }
 
-    async fn look(&self, connection: &mut Option<PgConnection>, pinged: &mut Instant) -> Result<()> {
+    async fn look(&self, connection: &mut Option<PgConnection>) -> Result<()> {
         let is_new = connection.is_none();
         let connection = match connection {
             Some(connection) => connection,
-            None => {
-                let mut made = self.db.connect(Purpose::Reads).await?;
-                self.peers.set_relay(read_deadline(appends::backend(&mut made)).await?.pid);
-                connection.insert(made)
-            }
+            None => connection.insert(self.db.connect(Purpose::Reads).await?),
         };
         read_deadline(async {
             let state = self.renew(connection, is_new).await?;
             self.scan(connection, state.head).await
         })
-        .await?;
-        let is_due = pinged.elapsed() >= Duration::from_millis(limits::LISTENER_PING_MS);
-        if self.hints.take_ping() || is_due {
-            *pinged = Instant::now();
-            read_deadline(listener::ping(connection)).await?;
-        }
-        Ok(())
+        .await
     }
 
     /// Makes everything cached true again, as the module documentation has it.
@@ -169,6 +230,8 @@ impl Relay {
         let state = deadline(limits::RELAY_LOOK_MS, events::store_state(connection)).await?;
         let tail_start = (state.head - limits::TAIL_PRELOAD_EVENTS).max(state.oldest - 1);
         let is_other_history = *notices.epoch() != *state.epoch || state.head < tail_head;
+        // A promoted standby continues a prefix of the history before; what both share stays true.
+        let has_lost = state.head < tail_head || (is_other_history && state.begins_at <= tail_head);
         // After a failover a store may have revoked as many tokens as before, and others.
         let were_revoked = if is_new_connection || is_other_history {
             self.tokens.begin_generation(connection, state.revocations, || self.parked.token_ids()).await?
@@ -177,11 +240,13 @@ impl Relay {
         };
         if is_other_history {
             if tail_head > 0 {
-                tracing::warn!(head = state.head, known = tail_head, epoch = %state.epoch, "the database holds another history than before; readers are told");
+                tracing::warn!(head = state.head, known = tail_head, begins_at = state.begins_at, epoch = %state.epoch, "the database holds another history than before; readers who are ahead of what was kept are told");
             }
             self.db.replace_connections();
             cards.clear(state.erasures);
-            tail.reset(tail_start);
+            if has_lost || tail_head == 0 {
+                tail.reset(tail_start);
+            }
         } else if state.erasures != cards.erasures() {
             let sessions = erasures::sessions_since(connection, cards.erasures()).await?;
             cards.take_erasures(connection, state.erasures, &sessions).await?;

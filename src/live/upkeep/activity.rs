@@ -3,16 +3,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sqlx::PgConnection;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    desk::batch::Command,
+    desk::command::Command,
     domain::limits,
     live::{
+        append::Writer,
         auth::{activity::Activity, freshness::Freshness},
-        writer::Writer,
     },
     store::{self, agents, pool::Db, sessions, tokens},
 };
@@ -39,7 +38,7 @@ pub async fn run(activity: Arc<Activity>, db: Db, freshness: Arc<Freshness>, wri
         if !freshness.is_in_touch() {
             continue;
         }
-        match db.read(may_assign).await {
+        match db.read(sessions::any_queued).await {
             // The writer logs its own failures; the next round tries again.
             Ok(true) => drop(writer.submit(Command::AssignQueued).await),
             Ok(false) => {}
@@ -68,16 +67,4 @@ async fn note(activity: &Activity, db: &Db) -> store::Result<()> {
         activity.put_back(&polls, token_ids);
     }
     noted
-}
-
-/// Whether a session waits and an agent could take one. The writer looks again, under the lock.
-async fn may_assign(connection: &mut PgConnection) -> store::Result<bool> {
-    if !sessions::any_queued(connection).await? {
-        return Ok(false);
-    }
-    match agents::pick_available(connection).await?.as_slice() {
-        [] => Ok(false),
-        [only] => Ok(sessions::next_queued(connection, Some(only.key)).await?.is_some()),
-        _ => Ok(true),
-    }
 }

@@ -5,6 +5,7 @@ use std::{collections::HashMap, hash::Hash, ops::Range};
 use chrono::{DateTime, Utc};
 use futures_util::{Stream, TryStreamExt};
 use sqlx::{PgConnection, Row, postgres::PgRow};
+use uuid::Uuid;
 
 use crate::{
     domain::{
@@ -20,6 +21,8 @@ use crate::{
 pub(super) struct Rows {
     pub head: i64,
     pub oldest: i64,
+    /// The name of the history that it was read of.
+    pub history: Uuid,
     pub events: Vec<EventRow>,
     /// The content of all messages, one behind the other.
     pub contents: String,
@@ -182,6 +185,7 @@ pub(super) async fn take_rows(
     let mut rows = Rows {
         head,
         oldest,
+        history: header.try_get(9)?,
         events: Vec::new(),
         contents: String::new(),
         sessions: Distinct::new(),

@@ -4,10 +4,10 @@
 -- nothing, and PostgreSQL sees so before it looks.) What a type has nothing to tell in is null, and so is the
 -- type that most events have, 1. says is 2 for an agent's message, and 1 more for an image.
 -- The first row is no event: it names the newest version (if that is not below $2: partitions before
--- it are not looked at) and the oldest kept, of this very snapshot.
+-- it are not looked at) the oldest kept, and the history, of this very snapshot.
 select greatest(coalesce((select max(version) from events where version >= $2), 0), oldest_version - 1) as version, oldest_version as session_key, null as created_at,
        null as feed_key, null as message_seq, null as profile_key, null as type, null as reason,
-       null as says, null as id, null as id_text, null as content
+       null as says, history as id, null as id_text, null as content
 from store
 union all
 (

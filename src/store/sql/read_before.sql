@@ -3,11 +3,11 @@
 -- One range of events_by_feed for each type, merged: it stops after $3 rows. (A type that is null matches
 -- nothing, and PostgreSQL sees so before it looks.) What a type has nothing to tell in is null, and so is the
 -- type that most events have, 1. says is 2 for an agent's message, and 1 more for an image.
--- The first row is no event: it names the oldest version kept, of this very snapshot. The newest, which
+-- The first row is no event: it names the oldest version kept, and the history, of this very snapshot. The newest, which
 -- a walk back through history does not need to know, would cost a look into every partition.
 select null::bigint as version, oldest_version as session_key, null as created_at,
        null as feed_key, null as message_seq, null as profile_key, null as type, null as reason,
-       null as says, null as id, null as id_text, null as content
+       null as says, history as id, null as id_text, null as content
 from store
 union all
 (

@@ -3,10 +3,10 @@
 -- What is not acknowledged lies in the gaps between the ranges of acks. For each type the gaps
 -- are walked in order, one range of events_by_feed each; (gap_order, version) is version order,
 -- because gaps do not overlap, and an incremental sort stops after $3 rows.
--- The first row is no event: it names the newest version and the oldest kept, of this very snapshot.
+-- The first row is no event: it names the newest version the oldest kept, and the history, of this very snapshot.
 select greatest(coalesce((select max(version) from events), 0), oldest_version - 1) as version, oldest_version as session_key, null as created_at,
        null as feed_key, null as message_seq, null as profile_key, null as type, null as reason,
-       null as says, null as id, null as id_text, null as content
+       null as says, history as id, null as id_text, null as content
 from store
 union all
 (

@@ -3,7 +3,9 @@
 -- it does not have.
 select privilege || coalesce(' (' || needed.attname || ')', '') || ' on ' || needed.object
 from unnest($2::text[], $3::text[], $4::text[]) needed (object, attname, privilege)
-cross join lateral (select case when privilege = 'execute' then to_regprocedure(needed.object)::oid else to_regclass(needed.object)::oid end) o (oid)
+cross join lateral (select case when privilege = 'execute' and needed.object like '%(%' then to_regprocedure(needed.object)::oid
+                              when privilege = 'execute' then to_regproc(needed.object)::oid
+                              else to_regclass(needed.object)::oid end) o (oid)
 left join pg_class c on c.oid = o.oid and privilege <> 'execute'
 left join pg_attribute a on a.attrelid = c.oid and a.attname = needed.attname
 where o.oid is not null and not case

@@ -1,17 +1,6 @@
 //! Commits that are not answered, and requests that spoil their batch.
 
-use deskfeed::{
-    domain::{
-        ids::{FeedKey, ProfileKey, SessionKey},
-        session::Happening,
-    },
-    store::{
-        appends::{self, Backend, Outcome, Proof},
-        sessions,
-    },
-};
 use serde_json::json;
-use sqlx::PgConnection;
 use tokio::task::JoinSet;
 
 use super::{BOUNDED, ann_and_web, send_until_kept, wait_for_lock_waiter, within};
@@ -157,56 +146,5 @@ async fn a_request_that_the_database_refuses_does_not_spoil_its_batch() {
     }
     let events = ann.query("a=2&wait=0").await;
     assert_eq!(events.versions(), (3..30).collect::<Vec<i64>>(), "nine of each round, and no hole");
-    desk.stop().await;
-}
-
-/// Appends an event in a transaction that is left open.
-async fn begin(connection: &mut PgConnection) -> (Backend, Proof) {
-    let backend = appends::backend(connection).await.expect("a backend");
-    appends::begin(connection).await.expect("the lock");
-    let mut ledger = sessions::for_append(connection, &[]).await.expect("a standing").ledger();
-    let happening = Happening::Released { from: FeedKey(1), profile: ProfileKey(1) };
-    ledger.record(SessionKey(1), None, happening);
-    ledger.write(connection, true).await.expect("it is written").expect("the lock is held");
-    (backend, ledger.proof().expect("it has appended"))
-}
-
-/// Asks until it is known.
-async fn outcome(connection: &mut PgConnection, backend: Backend, proof: &Proof) -> Outcome {
-    within(BOUNDED, async {
-        loop {
-            match appends::outcome(connection, backend, proof).await.expect("an answer") {
-                Outcome::Unknown => tokio::task::yield_now().await,
-                outcome => return outcome,
-            }
-        }
-    })
-    .await
-}
-
-/// A transaction whose connection is given up may still go on, or begin late: what became of it is
-/// known when its process is gone, and told by what it wrote.
-#[tokio::test]
-async fn what_became_of_a_transaction_is_told_by_what_it_wrote() {
-    let desk = TestDesk::start().await;
-    ann_and_web(&desk).await;
-    let (mut one, mut other) = (desk.sql().await, desk.sql().await);
-
-    let (backend, proof) = begin(&mut one).await;
-    appends::commit(&mut one).await.expect("it commits");
-    assert!(matches!(outcome(&mut other, backend, &proof).await, Outcome::Committed(_)));
-    assert!(appends::begin(&mut one).await.is_err(), "its process is gone");
-
-    let mut lost = desk.sql().await;
-    let (backend, proof) = begin(&mut lost).await;
-    let asked = appends::outcome(&mut other, backend, &proof).await.expect("an answer");
-    assert_eq!(asked, Outcome::Unknown, "while it goes on");
-    assert_eq!(outcome(&mut other, backend, &proof).await, Outcome::Aborted);
-
-    // Another transaction is given the version that the lost one would have had.
-    let mut next = desk.sql().await;
-    begin(&mut next).await;
-    appends::commit(&mut next).await.expect("it commits");
-    assert_eq!(outcome(&mut other, backend, &proof).await, Outcome::Aborted);
     desk.stop().await;
 }

@@ -13,9 +13,10 @@
 //! | I9 | a session has one owner, one end, and nothing after it |
 //! | I10 | what was acknowledged does not come back; what was not, does |
 //! | I11 | when all is well again, everybody gets everything |
-//! | I13 | a foreign cursor is refused, a good one never, and the epoch stays |
+//! | I13 | a foreign cursor is refused, a good one never, and a failover alone gives another epoch |
 //! | I14 | a read that begins after an answer sees what was answered |
 //! | I15 | versions are 1, 2, 3 and so on |
+//! | I16 | a session's messages are numbered 1, 2, 3 and so on, in the order of their versions |
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -92,11 +93,12 @@ pub fn check(ops: &[Op], end: &Final) -> Vec<Violation> {
     let index = Index::new(ops, end);
     let mut verdict = Verdict::default();
     check_density(end, &mut verdict);
+    check_numbers(end, &mut verdict);
     check_sends(ops, end, &index, &mut verdict);
     check_real_time(ops, &mut verdict);
     check_sessions_of_log(end, &mut verdict);
     check_session_operations(ops, &index, &mut verdict);
-    reads::check(ops, &index, &mut verdict);
+    reads::check(ops, end, &index, &mut verdict);
     reads::check_contents(ops, &index, &mut verdict);
     reads::check_acks(ops, &index, &mut verdict);
     reads::check_end(ops, end, &index, &mut verdict);
@@ -120,6 +122,16 @@ fn check_density(end: &Final, verdict: &mut Verdict) {
         if logged.version != expected {
             verdict.add("I15", format!("version {} stands where {expected} should", logged.version));
             return;
+        }
+    }
+}
+
+fn check_numbers(end: &Final, verdict: &mut Verdict) {
+    let mut last: HashMap<&str, i32> = HashMap::new();
+    for (session, number) in &end.numbers {
+        let before = last.insert(session, *number).unwrap_or(0);
+        if *number != before + 1 {
+            verdict.add("I16", format!("in session {session} message {number} comes after message {before}"));
         }
     }
 }

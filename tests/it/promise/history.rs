@@ -102,6 +102,10 @@ pub struct Final {
     /// By version.
     pub log: Vec<Logged>,
     pub kept: Vec<Kept>,
+    /// Session and number of each message, in the order of their versions.
+    pub numbers: Vec<(String, i32)>,
+    /// How many histories there may have been: one, and one for each promotion of a standby.
+    pub histories: usize,
     /// Feeds of gateways; all others are agents'.
     pub gateways: Vec<String>,
     /// Readers that must have been given everything.

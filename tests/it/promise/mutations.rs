@@ -64,6 +64,8 @@ impl Case {
         let end = Final {
             log: log.to_vec(),
             kept: kept.collect(),
+            numbers: (1..=3).map(|number| ("s1".to_owned(), number)).collect(),
+            histories: 1,
             gateways: vec!["web".to_owned()],
             readers: vec!["reader ann".to_owned(), "device bob".to_owned()],
         };
@@ -310,6 +312,25 @@ fn i13_cursors_and_epochs() {
     breaks_only("I13", |case| case.read("stranger", "ann", Cursor::After(12), &[], 12));
     breaks_only("I13", |case| case.ops[READ_2].outcome = Outcome::Fail(41001));
     breaks_only("I13", |case| case.read_at(DEVICE_END).epoch = "f".to_owned());
+    // After a failover, but not to and fro.
+    let mut case = Case::good();
+    case.end.histories = 2;
+    case.read_at(DEVICE_END).epoch = "f".to_owned();
+    case.read_at(READ_END).epoch = "f".to_owned();
+    assert_eq!(case.names(), Vec::<&str>::new());
+    breaks_only("I13", |case| {
+        case.end.histories = 2;
+        case.read_at(READ_2).epoch = "f".to_owned();
+        case.read_at(READ_END).epoch = "g".to_owned();
+    });
+    breaks_only("I13", |case| {
+        case.end.histories = 2;
+        for epoch in ["e", "f"] {
+            case.read("scanner 1 of ann", "ann", Cursor::After(9), &[], 11);
+            let newest = case.ops.len() - 1;
+            case.read_at(newest).epoch = epoch.to_owned();
+        }
+    });
 }
 
 #[test]
@@ -323,4 +344,13 @@ fn i14_a_read_that_does_not_see_what_was_answered() {
 #[test]
 fn i15_versions_with_a_hole() {
     breaks("I15", |case| drop(case.end.log.remove(1)));
+}
+
+#[test]
+fn i16_messages_with_one_number_without_one_or_out_of_order() {
+    breaks_only("I16", |case| case.end.numbers[2].1 = 2);
+    breaks_only("I16", |case| case.end.numbers[2].1 = 4);
+    breaks_only("I16", |case| case.end.numbers.swap(0, 1));
+    // Each session has its own.
+    breaks_only("I16", |case| case.end.numbers[1].0 = "s2".to_owned());
 }

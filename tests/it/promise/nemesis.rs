@@ -1,5 +1,5 @@
 //! What goes wrong: processes that are killed, stopped and started anew, connections that end, a
-//! PostgreSQL that crashes. One fault after the other, and some on top of each other.
+//! PostgreSQL that crashes, a standby that takes its place. One fault after the other, and some on top of each other.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -15,26 +15,104 @@ use super::{
     history::Random,
     world::{World, pause},
 };
-use crate::support::{postgres, process::Service};
+use crate::support::{
+    cluster::{self, Cluster, Server},
+    db_proxy::DbProxy,
+    postgres,
+    process::Service,
+};
 
 const PG_STOP: Duration = Duration::from_secs(20);
 
 /// The machinery under test.
 pub struct Plant {
-    pub pg: Option<PrivatePg>,
-    folder: PathBuf,
-    pub url: String,
+    store: Store,
+    /// What the replicas take for their database.
+    url: String,
     pub replicas: Vec<Service>,
     pub world: Option<Arc<World>>,
+}
+
+/// PostgreSQL.
+enum Store {
+    /// A primary with a synchronous standby. The replicas reach whichever is the primary by way of a proxy.
+    Replicated { cluster: Cluster, primary: Server, standby: Option<Server>, proxy: DbProxy, promotions: u32 },
+    /// Where a standby cannot be made.
+    Alone { pg: Option<PrivatePg>, folder: PathBuf },
+}
+
+impl Store {
+    async fn start() -> Self {
+        if !cluster::is_possible() {
+            println!("no pg_ctl: standbys are NOT promoted");
+            let folder = postgres::private_folder("promise");
+            let pg = postgres::private_server(folder.clone()).await;
+            postgres::make_schema(&pg.url()).await;
+            return Self::Alone { pg: Some(pg), folder };
+        }
+        let cluster = Cluster::new();
+        let primary = cluster.primary().await;
+        let standby = cluster.standby(&primary, primary.port(), "standby").await;
+        primary.replicate_synchronously(1).await;
+        let proxy = DbProxy::before(&primary.url()).await;
+        Self::Replicated { cluster, primary, standby: Some(standby), proxy, promotions: 0 }
+    }
+
+    /// The primary's own address.
+    fn url(&self) -> String {
+        match self {
+            Self::Replicated { primary, .. } => primary.url(),
+            Self::Alone { pg, .. } => pg.as_ref().expect("it runs").url(),
+        }
+    }
+
+    /// Ends the primary with a signal and starts it again on the same data.
+    async fn crash(&mut self, signal: Signal) {
+        match self {
+            Self::Replicated { primary, .. } => {
+                primary.crash(signal).await;
+                primary.start().await;
+            }
+            Self::Alone { pg, folder } => {
+                let running = pg.take().expect("it runs");
+                let url = running.url();
+                kill(Pid::from_raw(running.pid()), signal).expect("it runs");
+                drop(running);
+                let again = postgres::private_server(folder.clone()).await;
+                assert_eq!(again.url(), url);
+                *pg = Some(again);
+            }
+        }
+    }
+
+    /// Ends the primary and has its standby, which has all that anybody was shown, take its place; then another
+    /// standby is made.
+    async fn promote(&mut self, signal: Signal) {
+        let Self::Replicated { cluster, primary, standby, proxy, promotions } = self else { return };
+        // What a crash has shown to everybody, though it had not been replicated, is so now.
+        primary.has_standbys(1, true).await;
+        primary.crash(signal).await;
+        let promoted = standby.take().expect("there is one");
+        promoted.promote().await;
+        proxy.point_to(&promoted.url());
+        let old = std::mem::replace(primary, promoted);
+        *promotions += 1;
+        let next = cluster.standby(primary, primary.port(), &format!("standby{promotions}")).await;
+        primary.replicate_synchronously(1).await;
+        *standby = Some(next);
+        old.remove();
+    }
 }
 
 impl Plant {
     /// A PostgreSQL and replicas of the service on it.
     pub async fn start(replicas: usize, admin_token: &str) -> Self {
-        let folder = postgres::private_folder("promise");
-        let pg = postgres::private_server(folder.clone()).await;
-        postgres::make_schema(&pg.url()).await;
-        let mut plant = Self { url: pg.url(), folder, pg: Some(pg), replicas: Vec::new(), world: None };
+        let store = Store::start().await;
+        let url = match &store {
+            Store::Replicated { proxy, .. } => proxy.url.clone(),
+            Store::Alone { .. } => store.url(),
+        };
+        let mut plant = Self { store, url, replicas: Vec::new(), world: None };
         for _ in 0..replicas {
             let replica = plant.start_replica(&["--admin-token", admin_token]).await;
             plant.replicas.push(replica);
@@ -58,20 +136,10 @@ impl Plant {
         std::mem::replace(&mut self.replicas[replica], new)
     }
 
-    /// Ends PostgreSQL with a signal and starts it again on the same data.
-    async fn crash_postgres(&mut self, signal: Signal) {
-        let pg = self.pg.take().expect("it runs");
-        kill(Pid::from_raw(pg.pid()), signal).expect("it runs");
-        drop(pg);
-        let again = postgres::private_server(self.folder.clone()).await;
-        assert_eq!(again.url(), self.url);
-        self.pg = Some(again);
-    }
-
     pub async fn sql(&self) -> PgConnection {
         let until = Instant::now() + PG_STOP;
         loop {
-            match PgConnection::connect(&self.url).await {
+            match PgConnection::connect(&self.store.url()).await {
                 Ok(connection) => return connection,
                 Err(error) => assert!(Instant::now() < until, "{error}"),
             }
@@ -100,12 +168,16 @@ impl Plant {
         for replica in self.replicas.drain(..) {
             replica.terminate().await;
         }
-        let pg = self.pg.take().expect("it runs");
-        pg.stop(PG_STOP).await.expect("PostgreSQL stops");
+        if let Store::Alone { pg: Some(pg), .. } = self.store {
+            pg.stop(PG_STOP).await.expect("PostgreSQL stops");
+        }
     }
 }
 
-const FAULTS: [&str; 9] = [
+/// A standby takes the primary's place, and nothing is lost.
+pub const PROMOTION: &str = "promote the standby";
+const FAULTS: [&str; 10] = [
+    PROMOTION,
     "kill a replica",
     "terminate a replica",
     "pause a replica",
@@ -129,11 +201,20 @@ pub async fn rage(
     let mut done = BTreeMap::new();
     // Each fault once, in a random order, then as they come.
     let mut turn: Vec<&'static str> = Vec::new();
-    while Instant::now() < until || Instant::now() < at_last && plant.events().await <= events {
-        if turn.is_empty() {
-            turn = FAULTS.to_vec();
-        }
-        let fault = turn.swap_remove(random.below(turn.len()));
+    let promotes = matches!(plant.store, Store::Replicated { .. });
+    loop {
+        let is_over = Instant::now() >= until && (Instant::now() >= at_last || plant.events().await > events);
+        let fault = if !is_over {
+            if turn.is_empty() {
+                turn = FAULTS.to_vec();
+                turn.retain(|fault| promotes || *fault != PROMOTION);
+            }
+            turn.swap_remove(random.below(turn.len()))
+        } else if promotes && !done.contains_key(PROMOTION) {
+            PROMOTION
+        } else {
+            break;
+        };
         let began = Instant::now();
         timeout(Duration::from_secs(90), strike(plant, fault, &mut random)).await.unwrap_or_else(|_| panic!("{fault}"));
         println!("{fault}: {} ms", began.elapsed().as_millis());
@@ -176,11 +257,15 @@ async fn strike(plant: &mut Plant, fault: &str, random: &mut Random) {
                 let _ = kill(Pid::from_raw(*backend), Signal::SIGKILL);
             }
         }
-        "stop PostgreSQL at once" => plant.crash_postgres(Signal::SIGQUIT).await,
-        "kill the postmaster" => plant.crash_postgres(Signal::SIGKILL).await,
+        PROMOTION => {
+            let signal = *random.pick(&[Signal::SIGINT, Signal::SIGQUIT, Signal::SIGKILL]);
+            plant.store.promote(signal).await;
+        }
+        "stop PostgreSQL at once" => plant.store.crash(Signal::SIGQUIT).await,
+        "kill the postmaster" => plant.store.crash(Signal::SIGKILL).await,
         "pause a replica while PostgreSQL crashes" => {
             plant.replicas[replica].signal(Signal::SIGSTOP);
-            plant.crash_postgres(Signal::SIGQUIT).await;
+            plant.store.crash(Signal::SIGQUIT).await;
             pause(random, 50..800).await;
             plant.replicas[replica].signal(Signal::SIGCONT);
         }

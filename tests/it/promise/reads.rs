@@ -1,6 +1,6 @@
 //! The checker's part about readers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::Value;
 
@@ -10,16 +10,13 @@ use super::{
 };
 
 /// Everything about what single answers hold.
-pub fn check(ops: &[Op], index: &Index<'_>, verdict: &mut Verdict) {
-    let mut epoch: Option<&str> = None;
+pub fn check(ops: &[Op], end: &Final, index: &Index<'_>, verdict: &mut Verdict) {
+    check_epochs(ops, end, verdict);
     let known = known_in_order(ops, index);
     for (op, read) in reads_of(ops) {
         check_refusal(op, read, index, verdict);
         if op.outcome != Outcome::Ok {
             continue;
-        }
-        if *epoch.get_or_insert(&read.epoch) != read.epoch {
-            verdict.add("I13", format!("{} was told another epoch, {}", op.process, read.epoch));
         }
         if !read.events.windows(2).all(|pair| pair[0].version < pair[1].version) {
             verdict.add("I5", format!("{}: versions do not rise: {:?}", op.process, versions(read)));
@@ -42,6 +39,19 @@ pub fn check(ops: &[Op], index: &Index<'_>, verdict: &mut Verdict) {
             check_page(op, read, index, verdict);
         }
         check_freshness(op, read, index, &known, verdict);
+    }
+}
+
+/// There are as many epochs as histories at most, and one when all is well again.
+fn check_epochs(ops: &[Op], end: &Final, verdict: &mut Verdict) {
+    let (mut all, mut last) = (BTreeSet::new(), BTreeSet::new());
+    for (op, read) in reads_of(ops).filter(|(op, _)| op.outcome == Outcome::Ok) {
+        if all.insert(&read.epoch) && all.len() > end.histories {
+            verdict.add("I13", format!("{} was told another epoch, {}", op.process, read.epoch));
+        }
+        if op.process.starts_with("scanner") && last.insert(&read.epoch) && last.len() > 1 {
+            verdict.add("I13", format!("{} was told another epoch, {}, after all", op.process, read.epoch));
+        }
     }
 }
 

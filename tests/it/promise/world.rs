@@ -17,6 +17,10 @@ use super::history::{Change, Kind, Outcome, Random, Recorder, Send, Session};
 
 /// Longer than the service lets any request but a poll take when PostgreSQL answers.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// One attempt in so many is made twice, at replicas of its own each, the second before the first is answered.
+const IMPATIENT: usize = 10;
+/// How long a client waits that does not wait for the answer.
+const IMPATIENCE_MS: std::ops::Range<u64> = 1..12;
 /// Attempts of one operation whose outcome is not known.
 const ATTEMPTS: usize = 60;
 
@@ -148,12 +152,28 @@ impl World {
     /// Sends messages (a batch when there are several) until what became of each is known.
     pub async fn send(&self, process: &str, random: &mut Random, mut messages: Vec<Send>) {
         for _ in 0..ATTEMPTS {
-            messages = self.send_once(process, random, messages).await;
+            messages = if random.one_in(IMPATIENT) {
+                self.send_twice(process, random, messages).await
+            } else {
+                self.send_once(process, random, messages).await
+            };
             if messages.is_empty() {
                 return;
             }
             pause(random, 50..200).await;
         }
+    }
+
+    /// Two attempts, the second while the first may still be out; gives those whose outcome neither knows.
+    async fn send_twice(&self, process: &str, random: &mut Random, messages: Vec<Send>) -> Vec<Send> {
+        let (mut first, mut second) = (random.split(), random.split());
+        let again = async {
+            pause(&mut second, IMPATIENCE_MS).await;
+            self.send_once(process, &mut second, messages.clone()).await
+        };
+        let (mut unknown, unknown_again) = tokio::join!(self.send_once(process, &mut first, messages.clone()), again);
+        unknown.retain(|send| unknown_again.iter().any(|other| other.id == send.id && other.content == send.content));
+        unknown
     }
 
     /// One attempt; gives those whose outcome is not known.
@@ -201,7 +221,7 @@ impl World {
             Change::Release => "/session/release",
             Change::Close => "/session/close",
         };
-        for _ in 0..ATTEMPTS {
+        let attempt = async |random: &mut Random| {
             let invoked = self.recorder.now();
             let answer = self.ask(random, caller, path, Some(body)).await;
             let session = Session {
@@ -211,8 +231,23 @@ impl World {
                 version: answer.json["Version"].as_i64().unwrap_or(0),
             };
             self.recorder.note(process, invoked, answer.outcome, Kind::Session(session));
+            answer
+        };
+        for _ in 0..ATTEMPTS {
+            let mut answer = if random.one_in(IMPATIENT) {
+                let (mut first, mut second) = (random.split(), random.split());
+                let again = async {
+                    pause(&mut second, IMPATIENCE_MS).await;
+                    attempt(&mut second).await
+                };
+                let (one, other) = tokio::join!(attempt(&mut first), again);
+                // Done is done, whatever the other one was told since.
+                if one.outcome == Outcome::Ok { one } else { other }
+            } else {
+                attempt(random).await
+            };
             match answer.outcome {
-                Outcome::Ok => return Some(answer.json),
+                Outcome::Ok => return Some(answer.json.take()),
                 Outcome::Fail(_) => return None,
                 Outcome::Unknown => pause(random, 50..200).await,
             }

@@ -145,14 +145,19 @@ static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
 /// The folder of a server's own programs, `pg_ctl` and `pg_basebackup` too: of `DESKFEED_PG_BIN`, else the
 /// newest that is installed.
 pub fn server_programs() -> PathBuf {
+    let found = find_server_programs();
+    found.expect("pg_ctl is there (Debian: the package postgresql; else name its folder by DESKFEED_PG_BIN)")
+}
+
+/// [`server_programs`], if there are any.
+pub fn find_server_programs() -> Option<PathBuf> {
     let asked = std::env::var_os("DESKFEED_PG_BIN").map(PathBuf::from);
     let mut folders: Vec<PathBuf> = asked.iter().flat_map(|folder| [folder.clone(), folder.join("bin")]).collect();
     let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut installed: Vec<PathBuf> = installed.map(|version| version.path().join("bin")).collect();
     installed.sort();
     folders.extend(installed.into_iter().rev());
-    let found = folders.into_iter().find(|folder| folder.join("pg_ctl").is_file());
-    found.expect("pg_ctl is there (Debian: the package postgresql; else name its folder by DESKFEED_PG_BIN)")
+    folders.into_iter().find(|folder| folder.join("pg_ctl").is_file())
 }
 
 /// A psql: of the PATH, of an installed PostgreSQL, or of the private server's programs.

@@ -6,10 +6,11 @@ use bytes::Bytes;
 
 use crate::{domain::event::List, live::feed::tail::Slice};
 
-/// The answer to a query, and which history it is of.
+/// The answer to a query.
 #[derive(Debug)]
 pub struct Answer {
     pub found: Found,
+    /// The history that it was read of.
     pub epoch: Arc<str>,
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use chrono_tz::Tz;
 use sqlx::PgConnection;
 
-use super::answer::{Events, Found};
+use super::answer::{Answer, Events, Found};
 use crate::{
     domain::{
         cursor::From,
@@ -19,6 +19,7 @@ use crate::{
         agents,
         cards::Cards,
         events::{self, Page, Wanted},
+        history,
         pool::{Db, Reader},
     },
 };
@@ -35,20 +36,20 @@ impl Table {
     }
 
     /// The newest events before a version, or the newest of all.
-    pub async fn before(&self, wanted: Wanted, before: Option<i64>) -> Result<Found, Fault> {
+    pub async fn before(&self, wanted: Wanted, before: Option<i64>) -> Result<Answer, Fault> {
         let (cards, zone) = (self.feed.cards(), self.feed.zone);
         self.db.page(move |reader| read_before(reader, cards, zone, wanted, before.unwrap_or(i64::MAX))).await
     }
 
     /// The events after `seen`, for a reader who asked for what comes after `asked`. Decides whether `seen` belongs
     /// to this history.
-    pub async fn after(&self, wanted: Wanted, seen: i64, asked: i64) -> Result<Found, Fault> {
+    pub async fn after(&self, wanted: Wanted, seen: i64, asked: i64) -> Result<Answer, Fault> {
         let (cards, zone) = (self.feed.cards(), self.feed.zone);
         self.db.page(move |reader| read_after(reader, cards, zone, wanted, seen, asked)).await
     }
 
     /// The events that are not acknowledged, and their versions.
-    pub async fn unacked(&self, wanted: Wanted) -> Result<(Found, Arc<[i64]>), Fault> {
+    pub async fn unacked(&self, wanted: Wanted) -> Result<(Answer, Arc<[i64]>), Fault> {
         let (cards, zone) = (self.feed.cards(), self.feed.zone);
         self.db.page(move |reader| read_unacked(reader, cards, zone, wanted)).await
     }
@@ -62,13 +63,18 @@ impl Table {
         })
     }
 
-    /// Whether a history is the store's. What this process has cached may be out of date.
+    /// Whether a reader who was given everything up to `version` in the history `epoch` can go on. Returns the name
+    /// of the present history. Asks the database: what this process has cached may be out of date.
     ///
     /// # Errors
     /// 41001.
-    pub async fn check_epoch(&self, epoch: &str) -> Result<(), Fault> {
-        let state = self.db.read(events::store_state).await?;
-        if epoch == state.epoch { Ok(()) } else { Err(Fault::HistoryUnknown { head: state.head, epoch: state.epoch }) }
+    pub async fn check_epoch(&self, epoch: &str, version: i64) -> Result<Arc<str>, Fault> {
+        let (lineage, head) = self.db.read(history::lineage).await?;
+        if lineage.continues(epoch, version) {
+            Ok(Arc::from(lineage.epoch()))
+        } else {
+            Err(Fault::HistoryUnknown { head, epoch: lineage.epoch().to_owned() })
+        }
     }
 
     /// The key of a feed.
@@ -81,14 +87,14 @@ impl Table {
     }
 }
 
-async fn read_before(reader: Reader, cards: Cards, zone: Tz, wanted: Wanted, before: i64) -> Result<Found, Fault> {
+async fn read_before(reader: Reader, cards: Cards, zone: Tz, wanted: Wanted, before: i64) -> Result<Answer, Fault> {
     let read =
         async |connection: &mut PgConnection| Ok((events::read_before(connection, &cards, wanted, before).await?, ()));
     let (page, ()) = reader.read_page(read).await?;
     let list = event::encode_list(page.events().rev(), zone, Keep::Last).map_err(Fault::internal)?;
     let more = page.more || list.count < page.versions().len();
     let next = page.versions().take(list.count).last().unwrap_or(0);
-    Ok(Found { events: Events::List(list), next, more })
+    Ok(Answer { found: Found { events: Events::List(list), next, more }, epoch: Arc::from(page.epoch) })
 }
 
 async fn read_after(
@@ -98,7 +104,7 @@ async fn read_after(
     wanted: Wanted,
     seen: i64,
     asked: i64,
-) -> Result<Found, Fault> {
+) -> Result<Answer, Fault> {
     let read = async |connection: &mut PgConnection| {
         let page = events::read_after(connection, &cards, wanted, seen).await?;
         let state = if seen > page.head { Some(events::store_state(connection).await?) } else { None };
@@ -115,14 +121,14 @@ async fn read_after(
     Ok(fitting(&page, zone)?.0)
 }
 
-async fn read_unacked(reader: Reader, cards: Cards, zone: Tz, wanted: Wanted) -> Result<(Found, Arc<[i64]>), Fault> {
+async fn read_unacked(reader: Reader, cards: Cards, zone: Tz, wanted: Wanted) -> Result<(Answer, Arc<[i64]>), Fault> {
     let read = async |connection: &mut PgConnection| Ok((events::read_unacked(connection, &cards, wanted).await?, ()));
     let (page, ()) = reader.read_page(read).await?;
     fitting(&page, zone)
 }
 
 /// As much of an ascending page as fits an answer, and its versions.
-fn fitting(page: &Page, zone: Tz) -> Result<(Found, Arc<[i64]>), Fault> {
+fn fitting(page: &Page, zone: Tz) -> Result<(Answer, Arc<[i64]>), Fault> {
     let list = event::encode_list(page.events(), zone, Keep::First).map_err(Fault::internal)?;
     let more = page.more || list.count < page.versions().len();
     let versions: Arc<[i64]> = page.versions().take(list.count).collect();
@@ -130,5 +136,6 @@ fn fitting(page: &Page, zone: Tz) -> Result<(Found, Arc<[i64]>), Fault> {
         Some(last) if more => *last,
         _ => page.head,
     };
-    Ok((Found { events: Events::List(list), next, more }, versions))
+    let found = Found { events: Events::List(list), next, more };
+    Ok((Answer { found, epoch: Arc::from(page.epoch.as_str()) }, versions))
 }

@@ -28,7 +28,6 @@ pub(super) struct Wait<'a> {
     tokens: &'a Tokens,
     notices: &'a Notices,
     pub grant: &'a Grant,
-    pub given_epoch: Option<&'a str>,
     changes: watch::Receiver<Notice>,
     until: Instant,
     /// Whether the reader wants an answer at once.
@@ -41,9 +40,8 @@ impl<'a> Wait<'a> {
         // At a random moment in the last tenth, so that clients do not come back in step.
         let part = 1.0 - 0.1 * f64::from(fraction());
         let until = Instant::now() + Duration::from_secs(query.wait_s).mul_f64(part);
-        let changes = notices.subscribe();
-        let (given_epoch, is_instant) = (query.epoch.as_deref(), query.wait_s == 0);
-        Self { tokens, notices, grant, given_epoch, changes, until, is_instant }
+        let (changes, is_instant) = (notices.subscribe(), query.wait_s == 0);
+        Self { tokens, notices, grant, changes, until, is_instant }
     }
 
     pub fn is_over(&self) -> bool {
