@@ -9,29 +9,6 @@
 set local lock_timeout = '250ms';
 set local statement_timeout = '5s';
 
-create table store (
-    history         uuid    not null,
-    oldest_version  bigint  not null default 1,
-    revocations     bigint  not null default 0,
-    oldest_program  bigint  not null default 1,
-    partition_width bigint  not null default 10000000,
-    partitions_end  bigint  not null default 1,
-    only_row        boolean not null default true,
-    constraint store_has_one_row primary key (only_row),
-    constraint store_has_only_this_row check (only_row),
-    constraint oldest_version_is_positive check (oldest_version >= 1),
-    constraint partition_width_is_at_least_10 check (partition_width >= 10)
-);
-
-comment on table store is 'One row of facts about the whole store.';
-comment on column store.history is 'Name of the present history: the newest row of histories. Set by next_history().';
-comment on column store.oldest_version is 'Oldest event version still kept; a reader behind it is answered 41000. Moved by keep_events_from().';
-comment on column store.revocations is 'Counts token revocations, so that every replica sees cheaply that there is a new one.';
-comment on column store.oldest_program is 'Newest migration that a program must know to work on this schema; older programs are refused. Raised by a migration that takes away what they need.';
-comment on column store.partition_width is 'Versions in each partition of events that is made from now on. The owner may change it at any time.';
-comment on column store.partitions_end is 'First version that no partition of events has room for; kept by make_partitions().';
-comment on column store.only_row is 'Always true: keeps the table at one row.';
-
 -- A promoted standby or a restored copy holds an exact prefix of an earlier history and continues it
 -- with versions of its own. Each such continuation is a row, so a reader who comes with the name of an
 -- earlier history can be told whether what it has read is part of this one.
@@ -54,6 +31,30 @@ comment on column histories.system_identifier is 'The database cluster that it b
 comment on column histories.ordinal is '1, 2, 3 and so on.';
 comment on column histories.timeline is 'The timeline that the cluster was on when it began.';
 comment on column histories.name is 'Random name; clients see it as Feed-Epoch.';
+
+create table store (
+    history         uuid    not null,
+    oldest_version  bigint  not null default 1,
+    revocations     bigint  not null default 0,
+    oldest_program  bigint  not null default 1,
+    partition_width bigint  not null default 10000000,
+    partitions_end  bigint  not null default 1,
+    only_row        boolean not null default true,
+    constraint store_has_a_history foreign key (history) references histories (name),
+    constraint store_has_one_row primary key (only_row),
+    constraint store_has_only_this_row check (only_row),
+    constraint oldest_version_is_positive check (oldest_version >= 1),
+    constraint partition_width_is_at_least_10 check (partition_width >= 10)
+);
+
+comment on table store is 'One row of facts about the whole store.';
+comment on column store.history is 'Name of the present history: the newest row of histories. Set by next_history().';
+comment on column store.oldest_version is 'Oldest event version still kept; a reader behind it is answered 41000. Moved by keep_events_from().';
+comment on column store.revocations is 'Counts token revocations, so that every replica sees cheaply that there is a new one.';
+comment on column store.oldest_program is 'Newest migration that a program must know to work on this schema; older programs are refused. Raised by a migration that takes away what they need.';
+comment on column store.partition_width is 'Versions in each partition of events that is made from now on. The owner may change it at any time.';
+comment on column store.partitions_end is 'First version that no partition of events has room for; kept by make_partitions().';
+comment on column store.only_row is 'Always true: keeps the table at one row.';
 
 -- The timeline that the server writes to now. Not for a standby, which writes to none.
 create function current_timeline() returns integer

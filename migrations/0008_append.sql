@@ -284,8 +284,10 @@ begin
         return;
     end if;
     if appended_at is null and known_head > 0 then
-        raise exception 'version % is not there, though it was appended in this history', known_head
-            using errcode = 'serialization_failure', hint = 'Run deskfeed doctor. If events were lost, deskfeed epoch renew lets appends go on.';
+        -- A version of this history is not there any more: what follows is another one.
+        perform next_history(true);
+        head := null;
+        return;
     end if;
     -- Times never decrease with the version; nothing else depends on them.
     appended_at := greatest(clock_timestamp(), appended_at);

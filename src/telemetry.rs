@@ -3,9 +3,9 @@
 use std::{io::IsTerminal, sync::OnceLock};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::config::LogArgs;
+use crate::{config::LogArgs, store::notices};
 
 /// Starts logging to standard error.
 ///
@@ -15,10 +15,20 @@ pub fn start_log(args: &LogArgs) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&args.log).map_err(|error| anyhow::anyhow!("DESKFEED_LOG: {error}"))?;
     let pretty =
         args.log_format.as_deref().map_or_else(|| std::io::stderr().is_terminal(), |format| format == "pretty");
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started =
-        if pretty { builder.with_target(false).try_init() } else { builder.json().flatten_event(true).try_init() };
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let log = tracing_subscriber::registry().with(notices::layer());
+    let started = if pretty {
+        log.with(lines.with_target(false).with_filter(filter)).try_init()
+    } else {
+        log.with(lines.json().flatten_event(true).with_filter(filter)).try_init()
+    };
     started.map_err(|error| anyhow::anyhow!("logging cannot be started: {error}"))
+}
+
+/// Counts warnings of PostgreSQL in a process that has not started a log.
+pub fn count_notices() {
+    // With a log they are counted already.
+    let _ = tracing_subscriber::registry().with(notices::layer()).try_init();
 }
 
 /// The process's metrics, made at the first call. None when they cannot be.

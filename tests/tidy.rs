@@ -200,7 +200,7 @@ fn statements_name_the_function_they_belong_to() {
 #[test]
 fn nothing_is_left_over() {
     let leftovers = ["FIX".to_owned() + "ME", "XX".to_owned() + "X", "todo".to_owned() + "!(", "dbg".to_owned() + "!("];
-    for folder in ["src", "tests"] {
+    for folder in ["src", "tests", "crates"] {
         for (path, text) in files(folder, "rs") {
             for leftover in &leftovers {
                 assert!(!text.contains(leftover.as_str()), "{} holds {leftover}", path.display());
@@ -225,7 +225,7 @@ fn paths_named_in_the_documents_exist() {
             .skip(1)
             .step_by(2)
             .filter(|word| {
-                ["src/", "tests/", "docs/", "migrations/", "deploy/", ".ci/"]
+                ["src/", "crates/", "tests/", "docs/", "migrations/", "deploy/", ".ci/"]
                     .iter()
                     .any(|start| word.starts_with(start))
             })

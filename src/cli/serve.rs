@@ -151,6 +151,7 @@ impl Desk {
     /// # Errors
     /// When the database does not answer.
     pub async fn start(args: &ServeArgs, admin_token: Option<&str>, bound: Bound, db: Db) -> anyhow::Result<Self> {
+        telemetry::count_notices();
         let metrics = telemetry::metrics();
         let address = bound.address()?;
         let (serving, working) = (Lifecycle::default(), Lifecycle::default());

@@ -103,12 +103,18 @@ impl MessageId {
     }
 
     /// Whether this store may still generate this Id, when `head` is its newest version. Of the random UUIDs
-    /// that clients make, one in about 10^10 looks like it; with a time of the future, which clients do not
-    /// give, one in 4,600.
+    /// that clients make, one in about 10^7 looks like it; with a time of the future, which clients do not give, one in
+    /// 18,000.
     pub fn is_reserved(&self, head: i64, now: DateTime<Utc>) -> bool {
         let Self::Uuid(id) = self else { return false };
         let Some(version) = self.version_made_of() else { return false };
-        let ms = i64::try_from(id.as_u64_pair().0 >> 16).unwrap_or(i64::MAX);
+        let high = id.as_u64_pair().0;
+        // The rest of the microseconds takes a thousand of the 4,096 values that 12 bits have.
+        let rest = high & 0xfff;
+        if rest != (rest * 1000).div_ceil(4096) * 4096 / 1000 {
+            return false;
+        }
+        let ms = i64::try_from(high >> 16).unwrap_or(i64::MAX);
         let end = if ms <= now.timestamp_millis() + limits::CLIENT_CLOCK_AHEAD_MS {
             head.saturating_add(limits::VERSIONS_SOON)
         } else {

@@ -79,7 +79,7 @@ pub const NOTIFY_PAUSE_MS: u64 = 2;
 /// Versions end before this number: larger whole numbers are Ids (wire contract).
 pub const VERSION_END: i64 = 1_000_000_000_000_000;
 /// No store gives so many versions while a client's clock is believed.
-pub const VERSIONS_SOON: i64 = 1_000_000_000;
+pub const VERSIONS_SOON: i64 = 2_000_000_000_000;
 /// How far ahead of ours a client's clock is believed to be, in milliseconds.
 pub const CLIENT_CLOCK_AHEAD_MS: i64 = 10_000;
 /// Acknowledging requests recorded together at most.

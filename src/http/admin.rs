@@ -27,6 +27,7 @@ use crate::{
     live::auth::issue::issue,
     store::{
         agents::{self, AgentChange, AgentLine},
+        barrier::{self, Barrier},
         tokens,
     },
 };
@@ -149,7 +150,12 @@ pub async fn revoke_token(
     grant.caller.require_admin()?;
     let token_id = Uuid::try_parse(&request.token_id)
         .map_err(|_| Fault::malformed("TokenId must be one that /admin/token has given"))?;
-    let found = app.db.change(async |connection| tokens::revoke(connection, token_id).await).await?;
+    let found = app
+        .db
+        .change(async |connection| {
+            barrier::committed(connection, Barrier::Always, async |c| tokens::revoke(c, token_id).await).await
+        })
+        .await?;
     if !found {
         return Err(Fault::malformed("TokenId names no token").into());
     }

@@ -15,6 +15,7 @@ use crate::{
     store::{
         self,
         acks::{self, FeedAcks},
+        barrier::{self, Barrier},
         pool::{Db, Purpose, deadline},
     },
 };
@@ -124,6 +125,8 @@ impl AckWriterTask {
             Some(connection) => connection,
             None => self.connection.insert(self.db.connect(Purpose::Acks).await?),
         };
-        deadline(limits::COMMIT_MS, acks::record(connection, requests)).await
+        // Acknowledgements that are there already lock rows, too, so every batch has a commit that waits.
+        let recorded = barrier::committed(connection, Barrier::AfterWarning, async |c| acks::record(c, requests).await);
+        deadline(limits::COMMIT_MS, recorded).await
     }
 }

@@ -419,28 +419,12 @@ pub async fn begin_history(connection: &mut PgConnection) -> Result<Uuid> {
     Ok(sqlx::query_scalar("/* appends.begin_history */ select begin_history()").fetch_one(connection).await?)
 }
 
-/// Waits until everything that this connection has seen is replicated as far as the server's settings ask
-/// for. What was committed by a server that restarted, or whose wait was cancelled, can be seen before it is.
-///
-/// # Errors
-/// When that is not so in time.
-pub async fn barrier(connection: &mut PgConnection) -> Result<()> {
-    sqlx::query(
-        "/* appends.barrier */
-         select case when current_setting('synchronous_standby_names') <> ''
-                     then pg_logical_emit_message(true, 'deskfeed', '') end is not null",
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
 /// Notifies every process that there is something new up to `head`. `sender` tells them apart.
 ///
 /// # Errors
 /// When the server cannot be reached.
 pub async fn notify(connection: &mut PgConnection, head: i64, sender: u64) -> Result<()> {
-    sqlx::query("/* appends.notify */ select pg_notify($1, $2)")
+    sqlx::query("/* notifier.notify */ select pg_notify($1, $2)")
         .bind(CHANNEL)
         .bind(format!("{head} {sender:x}"))
         .execute(connection)

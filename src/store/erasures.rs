@@ -17,7 +17,11 @@ use std::collections::HashSet;
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::{Result, appends::CHANNEL};
+use super::{
+    Result,
+    appends::CHANNEL,
+    barrier::{self, Barrier},
+};
 use crate::domain::{
     ids::{MessageId, SessionKey},
     limits,
@@ -155,8 +159,11 @@ pub async fn erase(connection: &mut PgConnection, asked: &Asked, part: &[Piece])
         .fetch_one(&mut *connection)
         .await?;
     sqlx::query("/* erasures.erase */ select pg_notify($1, 'erased')").bind(CHANNEL).execute(&mut *connection).await?;
-    sqlx::raw_sql("commit").execute(connection).await?;
-    Ok(messages)
+    barrier::committed(connection, Barrier::AfterWarning, async |connection| {
+        sqlx::raw_sql("commit").execute(connection).await?;
+        Ok(messages)
+    })
+    .await
 }
 
 /// The sessions that were erased after an erasure.

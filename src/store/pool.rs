@@ -57,7 +57,7 @@ impl Purpose {
 fn session_settings() -> String {
     format!(
         "set statement_timeout = {}; set lock_timeout = {}; set idle_in_transaction_session_timeout = {}; \
-         set client_connection_check_interval = 1000; \
+         set client_connection_check_interval = 1000; set client_min_messages = warning; \
          set plan_cache_mode = force_generic_plan; set jit = off; set random_page_cost = 1.1; \
          set enable_seqscan = off; set enable_bitmapscan = off; set enable_hashjoin = off; set enable_mergejoin = off; \
          set enable_sort = off; set enable_memoize = off; set enable_material = off; \

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Result,
+    barrier::{self, Barrier},
     events::{self, StoreState},
 };
 use crate::domain::limits;
@@ -239,10 +240,13 @@ pub async fn begin(connection: &mut PgConnection) -> Result<bool> {
 pub async fn keep_from(connection: &mut PgConnection, version: i64) -> Result<i64> {
     let limits = format!("set statement_timeout = 0; set lock_timeout = {}", limits::DB_LOCK_MS);
     sqlx::raw_sql(AssertSqlSafe(limits)).execute(&mut *connection).await?;
-    Ok(sqlx::query_scalar("/* retention.keep_from */ select keep_events_from($1)")
-        .bind(version)
-        .fetch_one(connection)
-        .await?)
+    barrier::committed(connection, Barrier::AfterWarning, async |connection| {
+        Ok(sqlx::query_scalar("/* retention.keep_from */ select keep_events_from($1)")
+            .bind(version)
+            .fetch_one(connection)
+            .await?)
+    })
+    .await
 }
 
 /// The statement that detaches a partition, or finishes what was begun.

@@ -18,6 +18,7 @@ use crate::{
     export::world::{Folder, lines, path, split_header},
     support::{
         Client, TestDesk,
+        postgres::ANOTHER_HISTORY,
         process::{self, Ended, command},
     },
 };
@@ -255,7 +256,7 @@ async fn it_does_not_mix_feeds_or_histories() {
     refused(&world.desk.admin, "40000").await;
     let mut sql = world.desk.sql().await;
     let epoch = world.ann.query("b=now").await.header("feed-epoch").to_owned();
-    sql.execute("update store set history = gen_random_uuid()").await.expect("another history");
+    sql.execute(ANOTHER_HISTORY).await.expect("another history");
     let until = Instant::now() + process::START;
     while world.ann.query("b=now").await.header("feed-epoch") == epoch {
         assert!(Instant::now() < until, "the service does not notice");

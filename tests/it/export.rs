@@ -14,6 +14,7 @@ use self::world::{
 };
 use crate::support::{
     postgres,
+    postgres::ANOTHER_HISTORY,
     process::{self, command},
 };
 
@@ -226,7 +227,7 @@ async fn an_export_is_not_continued_from_another_history() {
     // The tests' databases are copies of one.
     let other = postgres::new_database().await;
     refused(&other, &whole[..1_500_000], "another store's").await;
-    connect(&other).await.execute("update store set history = gen_random_uuid()").await.expect("a new name");
+    connect(&other).await.execute(ANOTHER_HISTORY).await.expect("a new name");
     refused(&other, &whole[..1_500_000], "from the history").await;
     refused(&world.desk.url, b"something else\n", "neither").await;
 

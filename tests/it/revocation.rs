@@ -17,6 +17,7 @@ use crate::{
         Client, TestDesk,
         desk::{ADMIN_TOKEN, base, start_replica},
         postgres,
+        postgres::ANOTHER_HISTORY,
         process::{self, Service},
     },
     tokens::refused,
@@ -250,7 +251,7 @@ async fn another_history_decides_by_its_own_tokens() {
              update tokens set revocation = null where token_id = '{back_id}';
              update tokens set revocation = 1 where token_id = '{other_id}';
              delete from tokens where token_id = '{gone_id}';
-             update store set history = gen_random_uuid();
+             {ANOTHER_HISTORY};
              commit"
         ),
     )
@@ -275,7 +276,8 @@ async fn another_history_decides_by_its_own_tokens() {
         &format!(
             "begin;
              update tokens set revocation = null where token_id = '{other_id}';
-             update store set revocations = 0, history = gen_random_uuid();
+             update store set revocations = 0;
+             {ANOTHER_HISTORY};
              commit"
         ),
     )

@@ -19,12 +19,12 @@
 //! what keeps everybody from acknowledging what could be lost. Looking for the append waits for that lock, too.
 //!
 //! **What an answer promises** is durable, and replicated as far as the server's settings ask for: the answer to an
-//! append because it comes after its commit, any other (to a repetition) because of [`appends::barrier`] or a later
+//! append because it comes after its commit, any other (to a repetition) because of a [`barrier`] or a later
 //! commit of the same connection.
 //!
 //! A lane owns its append: a client that goes away changes nothing.
 //!
-//! [`appends::barrier`]: crate::store::appends::barrier
+//! [`barrier`]: crate::store::barrier
 
 mod cache;
 mod notifier;

@@ -40,8 +40,9 @@ use crate::{
     store::{
         self, Error, agents,
         appends::{self, Appended, OpenOutcome, Terms},
+        barrier,
         cards::Cards,
-        erasures, history, messages,
+        erasures, history, messages, notices,
         pool::{Db, Purpose, deadline},
         sessions,
     },
@@ -363,16 +364,25 @@ impl Lane {
         let Some(link) = &mut self.link else { return Err(Error::Away("a lane lost its connection").into()) };
         if ledger.batch.is_empty() {
             if !round.is_empty() {
-                deadline(limits::APPEND_ANSWER_MS, appends::barrier(&mut link.connection)).await?;
+                deadline(limits::APPEND_ANSWER_MS, barrier::barrier(&mut link.connection)).await?;
             }
             return Ok(round);
         }
         let evidence = evidence().map_err(|_| Error::Away("the system has no random numbers to give"))?;
         let epoch = Arc::clone(&link.epoch);
         let terms = Terms { history: link.history, evidence, known_head: shared.cache().head() };
-        let started = Instant::now();
+        let (started, warnings) = (Instant::now(), notices::warnings());
         let appended =
             deadline(limits::APPEND_ANSWER_MS, appends::append(&mut link.connection, terms, &ledger.batch)).await;
+        let appended = match appended {
+            Ok(Some(_)) if notices::warnings() != warnings => {
+                tracing::error!(
+                    "PostgreSQL has warned while an append was committed: its wait for a standby may have been cancelled. Nothing is acknowledged before the standby has it; see who cancels statements of deskfeed/appends"
+                );
+                Err(Error::Away("the wait for a standby was cancelled"))
+            }
+            appended => appended,
+        };
         metrics::histogram!("deskfeed_commit_duration_seconds").record(started.elapsed().as_secs_f64());
         let (appended, is_recovered) = match appended {
             Ok(Some(appended)) => (appended, false),

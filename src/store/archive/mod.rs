@@ -136,33 +136,32 @@ pub async fn copy_in<'c>(connection: &'c mut PgConnection, table: &Table) -> Res
     Ok(connection.copy_in_raw(&statement).await?)
 }
 
-/// Puts what was exported of the row of `store` into the one that is there, and names the history anew.
+/// Puts what was exported of the row of `store` into the one that is there. The history stays that of the new store.
 ///
 /// # Errors
 /// When the database refuses it.
 pub async fn put_store(connection: &mut PgConnection, row: &StoreRow) -> Result<()> {
-    sqlx::query(
-        "/* archive.put_store */ update store set history = gen_random_uuid(), oldest_version = $1, revocations = $2",
-    )
-    .bind(row.oldest_version)
-    .bind(row.revocations)
-    .execute(connection)
-    .await?;
+    sqlx::query("/* archive.put_store */ update store set oldest_version = $1, revocations = $2")
+        .bind(row.oldest_version)
+        .bind(row.revocations)
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
 /// What is there after an import, before its commit: the versions of the oldest and newest event
-/// (0 when there is none), and how the store stands. The next keys follow those that came.
+/// (0 when there is none), and how the store stands. The next keys follow those that came, and the history goes by
+/// another name than that of the store that was empty.
 ///
 /// # Errors
 /// When the database refuses it.
 pub async fn finish_writing(connection: &mut PgConnection) -> Result<(i64, i64, StoreState)> {
-    // What is in session_changes needs no care: copying sessions and agents has raised it.
     sqlx::raw_sql(
         "/* archive.finish_writing */
          select setval(pg_get_serial_sequence('feeds', 'feed_key'), max(feed_key)) from feeds having max(feed_key) > 0;
          select setval(pg_get_serial_sequence('profiles', 'profile_key'), max(profile_key)) from profiles having max(profile_key) > 0;
-         select setval(pg_get_serial_sequence('sessions', 'session_key'), max(session_key)) from sessions having max(session_key) > 0",
+         select setval(pg_get_serial_sequence('sessions', 'session_key'), max(session_key)) from sessions having max(session_key) > 0;
+         select next_history(true)",
     )
     .execute(&mut *connection)
     .await?;

@@ -4,6 +4,7 @@
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::numbers_are_dense;
 use crate::support::{
@@ -69,10 +70,15 @@ struct Scene {
     web: Client,
     sql: PgConnection,
     before: i64,
+    _place: SemaphorePermit<'static>,
 }
+
+/// Scenes at a time, in all tests together: each has two replicas with connections of their own.
+static PLACES: Semaphore = Semaphore::const_new(10);
 
 impl Scene {
     async fn start(operation: Operation) -> Self {
+        let place = PLACES.acquire().await.expect("it is never closed");
         let desk = TestDesk::start().await;
         let (ann, bob, web) = (desk.agent("ann").await, desk.agent("bob").await, desk.gateway("web").await);
         let proxy = DbProxy::before(&desk.url).await;
@@ -105,7 +111,7 @@ impl Scene {
         caller.query("b=now").await.ok();
         let mut sql = desk.sql().await;
         let before = head(&mut sql).await;
-        Self { operation, desk, proxy, replica, caller, web, sql, before }
+        Self { operation, desk, proxy, replica, caller, web, sql, before, _place: place }
     }
 
     fn path(&self) -> &'static str {

@@ -1,7 +1,7 @@
 //! The store holds another history than the one that readers follow.
 
 use super::{ABOUT_A_SECOND, BOUNDED, ann_and_web, are_parked, park, park_with, within};
-use crate::support::TestDesk;
+use crate::support::{TestDesk, postgres::ANOTHER_HISTORY};
 
 #[tokio::test]
 async fn parked_readers_who_name_their_epoch_are_told_of_another() {
@@ -15,7 +15,7 @@ async fn parked_readers_who_name_their_epoch_are_told_of_another() {
     are_parked(&ann).await;
 
     let mut sql = desk.sql().await;
-    sqlx::raw_sql("update store set history = gen_random_uuid()").execute(&mut sql).await.expect("a new history");
+    sqlx::raw_sql(ANOTHER_HISTORY).execute(&mut sql).await.expect("a new history");
     for poll in [after, instant] {
         let refused = within(ABOUT_A_SECOND, poll).await.expect("no panic");
         assert_eq!(refused.code(), 41001);

@@ -209,7 +209,10 @@ pub async fn rage(
                 turn = FAULTS.to_vec();
                 turn.retain(|fault| promotes || *fault != PROMOTION);
             }
-            turn.swap_remove(random.below(turn.len()))
+            let next = random.below(turn.len());
+            // A promotion before anybody has read anything would show little.
+            let next = if done.is_empty() && turn[next] == PROMOTION { (next + 1) % turn.len() } else { next };
+            turn.swap_remove(next)
         } else if promotes && !done.contains_key(PROMOTION) {
             PROMOTION
         } else {

@@ -37,6 +37,7 @@ async fn two_standbys_promoted_one_after_the_other_are_two_histories() {
     let one = cluster.standby(&primary, primary.port(), "one").await;
     let two = cluster.standby(&primary, primary.port(), "two").await;
     let scene = Scene::on(cluster, &primary, &["--polls-per-token", "1"]).await;
+    let second_device = scene.desk.token("agent", "ann").await;
     for number in 3..=5 {
         assert_eq!(scene.send(&format!("m{number}")).await, number);
     }
@@ -51,7 +52,7 @@ async fn two_standbys_promoted_one_after_the_other_are_two_histories() {
     }
     let of_one = epoch(&scene.ann).await;
     assert_ne!(of_one, first);
-    let parked = scene.at_each(&scene.desk.token("agent", "ann").await);
+    let parked = scene.at_each(&second_device);
     let polls = parked.each_ref().map(|reader| polling(reader, format!("a=9&wait=60&epoch={of_one}")));
     for reader in &parked {
         are_parked(reader, &polls).await;
@@ -93,12 +94,13 @@ async fn a_failover_that_loses_nothing_ends_no_reader() {
     let standby = cluster.standby(&primary, primary.port(), "one").await;
     primary.replicate_synchronously(1).await;
     let scene = Scene::on(cluster, &primary, &["--polls-per-token", "3"]).await;
+    let second_device = scene.desk.token("agent", "ann").await;
     for number in 3..=5 {
         assert_eq!(scene.send(&format!("m{number}")).await, number);
     }
     let before = epoch(&scene.ann).await;
     read("all is acknowledged", &scene.ann, "wait=0&c=1-5").await.ok();
-    let parked = scene.at_each(&scene.desk.token("agent", "ann").await);
+    let parked = scene.at_each(&second_device);
     let mut polls = Vec::new();
     for reader in &parked {
         for parameters in ["a=5&wait=60", "wait=60"] {
@@ -151,6 +153,7 @@ async fn a_failover_that_loses_something_ends_exactly_the_readers_who_were_ahead
     let way = DbProxy::before(&primary.url()).await;
     let standby = cluster.standby(&primary, way.port, "one").await;
     let scene = Scene::on(cluster, &primary, &["--polls-per-token", "3"]).await;
+    let second_device = scene.desk.token("agent", "ann").await;
     for number in 3..=5 {
         assert_eq!(scene.send(&format!("m{number}")).await, number);
     }
@@ -161,7 +164,7 @@ async fn a_failover_that_loses_something_ends_exactly_the_readers_who_were_ahead
         assert_eq!(scene.send(&format!("lost{number}")).await, number);
     }
     let before = epoch(&scene.ann).await;
-    let parked = scene.at_each(&scene.desk.token("agent", "ann").await);
+    let parked = scene.at_each(&second_device);
     let mut polls = Vec::new();
     for reader in &parked {
         polls.push(polling(reader, format!("a=8&wait=60&epoch={before}")));

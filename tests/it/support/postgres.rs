@@ -40,6 +40,13 @@ pub const ERASER: &str = "deskfeed_eraser";
 /// On a test server; the same for all of them.
 pub const PASSWORD: &str = "of-the-tests";
 
+/// Puts another history into a store: one that knows nothing of the history before.
+pub const ANOTHER_HISTORY: &str = "
+     insert into histories (first_version, system_identifier, ordinal, timeline)
+     select 1, system_identifier, ordinal + 1, timeline from histories order by ordinal desc limit 1;
+     update store set history = (select name from histories order by ordinal desc limit 1);
+     delete from histories where name <> (select history from store)";
+
 /// A database with the current schema, of one test. It is left behind when the test ends: the server goes as a whole.
 pub async fn new_database() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -208,7 +215,7 @@ async fn start() -> (String, Keep) {
             .with_fsync_enabled()
             .with_tag(IMAGE_TAG)
             .with_startup_timeout(Duration::from_secs(120))
-            .with_cmd(["postgres", "-c", "max_connections=500", "-c", "fsync=on"])
+            .with_cmd(["postgres", "-c", "max_connections=1000", "-c", "fsync=on"])
             .start()
             .await
             .expect(
@@ -242,7 +249,7 @@ pub async fn private_server(folder: PathBuf) -> PrivatePg {
         folder,
         search_path: std::env::var_os("PATH"),
         settings: vec![
-            ("max_connections".to_owned(), "500".to_owned()),
+            ("max_connections".to_owned(), "1000".to_owned()),
             ("shared_buffers".to_owned(), "256MB".to_owned()),
         ],
         programs: std::env::var_os("DESKFEED_PG_BIN").map(Into::into),
