@@ -1,4 +1,5 @@
-//! What a replica keeps when the history changes: no card that a slow read brings, no pooled connection.
+//! What a replica keeps when the history changes: no card that a slow read brings, no pooled connection, no
+//! connection of a lane.
 
 use std::{sync::Arc, time::Duration};
 
@@ -90,4 +91,39 @@ async fn pooled_connections_that_are_replaced_are_used_no_more() {
     while backend().await != backend().await {
         assert!(Instant::now() < until, "it is pooled no more");
     }
+}
+
+#[tokio::test]
+async fn lanes_leave_connections_of_an_earlier_history() {
+    let desk = TestDesk::start().await;
+    desk.agent("ann").await;
+    let web = desk.gateway("web").await;
+    web.open_to("s1", "ann").await.ok();
+    let mut sql = desk.sql().await;
+    let lanes = "select coalesce(array_agg(pid order by pid), '{}') from pg_stat_activity
+                 where application_name = 'deskfeed/appends' and datname = current_database()";
+    let before: Vec<i32> = sqlx::query_scalar(lanes).fetch_one(&mut sql).await.expect("PostgreSQL answers");
+    assert!(!before.is_empty());
+
+    // Restored in place: the newest event is gone, and the history has the name that it had.
+    run(
+        &mut sql,
+        "begin;
+         alter table events disable trigger all;
+         delete from events where version = (select max(version) from events);
+         alter table events enable always trigger events_are_kept;
+         commit",
+    )
+    .await;
+    let until = Instant::now() + BOUNDED;
+    for n in 2.. {
+        let sent = web.open_to(&format!("s{n}"), "ann").await;
+        let now: Vec<i32> = sqlx::query_scalar(lanes).fetch_one(&mut sql).await.expect("PostgreSQL answers");
+        if sent.status == 200 && now.iter().all(|pid| !before.contains(pid)) {
+            break;
+        }
+        assert!(Instant::now() < until, "{}, over connections of before", sent.text);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    desk.stop().await;
 }

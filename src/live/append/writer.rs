@@ -501,7 +501,10 @@ fn publish(
     is_recovered: bool,
 ) {
     let (head, last) = (appended.head, appended.last);
-    remember(&mut shared.cache(), ledger, appended, profile, is_recovered);
+    // Not what is perhaps lost: another lane may append in the new history already.
+    if shared.publisher.basis().is_same_history(basis) {
+        remember(&mut shared.cache(), ledger, appended, profile, is_recovered);
+    }
     if last == head {
         return;
     }

@@ -62,8 +62,10 @@ pub struct Relay {
 
 /// When the relay looks at the table.
 struct Pace {
-    /// `None`: with the next turn of the timer.
+    /// A look was asked for. `None`: with the next turn of the timer.
     due: Option<Instant>,
+    /// A look for what is between the tail and `ahead`.
+    gap_due: Option<Instant>,
     /// Not before: looks may take a part of the time only.
     not_before: Instant,
     /// Events of our own that are ahead of the tail, by the head before them.
@@ -76,6 +78,17 @@ impl Pace {
         let at = at.max(self.not_before);
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
+
+    /// Looks for what is missing unless it comes soon.
+    fn want_gap(&mut self) {
+        let at = (Instant::now() + Duration::from_millis(limits::RELAY_REORDER_MS)).max(self.not_before);
+        self.gap_due.get_or_insert(at);
+    }
+
+    /// When the next look is due.
+    fn next(&self) -> Option<Instant> {
+        self.due.into_iter().chain(self.gap_due).min()
+    }
 }
 
 impl Relay {
@@ -84,10 +97,10 @@ impl Relay {
         let mut connection: Option<PgConnection> = None;
         let mut sweep = interval(Duration::from_millis(limits::SWEEP_MS));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut pace = Pace { due: None, not_before: Instant::now(), ahead: BTreeMap::new() };
+        let mut pace = Pace { due: None, gap_due: None, not_before: Instant::now(), ahead: BTreeMap::new() };
         let mut answers = false;
         loop {
-            let due = pace.due;
+            let due = pace.next();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
@@ -104,13 +117,12 @@ impl Relay {
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
-            pace.due = None;
+            (pace.due, pace.gap_due) = (None, None);
             let began = Instant::now();
             let looked = self.look(&mut connection).await;
             pace.not_before = Instant::now() + began.elapsed() * limits::RELAY_REST;
             match looked {
                 Ok(()) => {
-                    pace.ahead = pace.ahead.split_off(&self.feed.tail.head());
                     self.take_ahead(&mut pace);
                     if let Some(first_look) = self.first_look.take() {
                         // A start that was given up does not wait for it.
@@ -143,7 +155,7 @@ impl Relay {
         if committed.events.is_none() || !is_current {
             pace.want(Instant::now());
         } else if committed.head > tail_head {
-            pace.want(Instant::now() + Duration::from_millis(limits::RELAY_REORDER_MS));
+            pace.want_gap();
             if pace.ahead.len() < limits::RELAY_AHEAD_MAX {
                 pace.ahead.insert(committed.head, committed);
             }
@@ -165,9 +177,9 @@ impl Relay {
                 pace.want(Instant::now());
             }
         }
-        if pace.ahead.is_empty() && pace.due.is_some_and(|due| due > Instant::now()) {
-            // What it was to look for has come.
-            pace.due = None;
+        if pace.ahead.is_empty() {
+            // What it was to look for has come. A look that others asked for stays due.
+            pace.gap_due = None;
         }
     }
 
@@ -243,8 +255,10 @@ impl Relay {
                 tracing::warn!(head = state.head, known = tail_head, begins_at = state.begins_at, epoch = %state.epoch, "the database holds another history than before; readers who are ahead of what was kept are told");
             }
             self.db.replace_connections();
+            // An erasure between this look and the one before is no less one.
+            let were_erased = state.erasures != cards.erasures();
             cards.clear(state.erasures);
-            if has_lost || tail_head == 0 {
+            if has_lost || were_erased || tail_head == 0 {
                 tail.reset(tail_start);
             }
         } else if state.erasures != cards.erasures() {
