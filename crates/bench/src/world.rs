@@ -13,7 +13,6 @@ use std::{
 
 use anyhow::{Context, ensure};
 use serde_json::json;
-use tokio::time::sleep_until;
 use url::Url;
 use uuid::Uuid;
 
@@ -32,8 +31,6 @@ use crate::{
     yardsticks::tables,
 };
 
-/// How long a service process takes after its start to know that no other process appends.
-const ALONE_AFTER: Duration = Duration::from_secs(16);
 /// Database of the service until [`World::renew`].
 const DATABASE: &str = "deskfeed";
 /// Database of the yardsticks. In the service's database, each of their notifications would wake the service too.
@@ -217,13 +214,6 @@ impl World {
     /// Of the first service process.
     pub fn service_pid(&self) -> Option<u32> {
         self.own.as_ref()?.services.first()?.pid()
-    }
-
-    /// Waits until a service process that runs alone knows that it does; before, it notifies others.
-    pub async fn until_alone(&self) {
-        if let Some(service) = self.own.as_ref().and_then(|own| own.services.first()) {
-            sleep_until((service.served + ALONE_AFTER).into()).await;
-        }
     }
 
     /// Resident memory of the first service process.

@@ -9,7 +9,8 @@ use std::{
 use sqlx::PgConnection;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep},
+    task::yield_now,
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -140,7 +141,8 @@ pub fn lanes(db: Db, publisher: Publisher, heads: watch::Sender<i64>) -> (Writer
     let (jobs, queue) = mpsc::channel(limits::WRITER_QUEUE_MAX);
     let queue = tokio::sync::Mutex::new(queue);
     let shared = Arc::new(Shared { db, publisher, queue, cache: Mutex::default(), heads });
-    let lanes = (0..limits::APPEND_LANES).map(|_| Lane {
+    let lanes = (0..limits::APPEND_LANES).map(|position| Lane {
+        is_first: position == 0,
         shared: Arc::clone(&shared),
         link: None,
         unsettled: Vec::new(),
@@ -158,6 +160,8 @@ pub struct Lane {
     unsettled: Vec<Terms>,
     /// Requests that were put off.
     waiting: VecDeque<Job>,
+    /// The lane that always works.
+    is_first: bool,
 }
 
 /// A lane's connection.
@@ -198,6 +202,11 @@ impl Lane {
     async fn gather(&mut self, stop: &CancellationToken) -> Option<Vec<Job>> {
         let shared = Arc::clone(&self.shared);
         let mut batch: Vec<Job> = self.waiting.drain(..).collect();
+        // While other processes append, they fill the time between this process's appends: then larger batches are
+        // worth more than a second one under way.
+        while batch.is_empty() && !self.is_first && shared.cache().is_contended() && !stop.is_cancelled() {
+            let _ = timeout(Duration::from_millis(limits::APPEND_CONTENDED_MS), stop.cancelled()).await;
+        }
         // The lane that waits for the next request holds the queue: what was put off does not wait for it.
         let mut queue = match shared.queue.try_lock() {
             Ok(queue) => queue,
@@ -214,6 +223,8 @@ impl Lane {
                     queue.recv().await?
                 }
             });
+            // The request that woke this task may run before others that are ready as well: let them come first.
+            yield_now().await;
         }
         while batch.len() < limits::APPEND_REQUESTS_MAX
             && let Ok(job) = queue.try_recv()

@@ -27,7 +27,6 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
     }
     if plan.size != Size::Smoke {
         plan.says("waiting until the service knows that it is alone");
-        world.until_alone().await;
     }
     for round in 1..=plan.rounds {
         let mut of_64 = None;

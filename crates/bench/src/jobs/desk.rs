@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     desk::{Desk, Worked},
     load::{Load, checked},
-    plan::{Plan, Size},
+    plan::Plan,
     stats::{Results, of_conversations, of_processes},
     targets::PURE_SENDERS,
     world::{Feed, World},
@@ -25,9 +25,6 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
                 world.serve(&vec![url; processes]).await?;
             } else if processes > 1 {
                 continue;
-            }
-            if processes == 1 && plan.size != Size::Smoke {
-                world.until_alone().await;
             }
             for &conversations in plan.sizes.conversations {
                 let what = format!("{}, {}", of_conversations(conversations), of_processes(processes));

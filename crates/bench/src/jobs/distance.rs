@@ -15,7 +15,7 @@ use super::desk;
 use crate::{
     desk::Desk,
     load::{Load, checked},
-    plan::{Plan, Size},
+    plan::Plan,
     postgres::url_at,
     proxy::Proxy,
     stats::{Results, count, of_conversations, of_processes, of_senders},
@@ -51,7 +51,7 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
         let mut cells = Cells::default();
         for &processes in plan.sizes.distance_processes {
             plan.says(&format!("{JOB}, round {round}: near, {}", of_processes(processes)));
-            serve(world, plan, &near, processes).await?;
+            serve(world, &near, processes).await?;
             cells.measure(world, plan, results, &feeds, "near", processes).await?;
             for (away, far, _) in &places {
                 plan.says(&format!("{JOB}, round {round}: {away}, {}", of_processes(processes)));
@@ -60,7 +60,7 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
                     results.push_yardstick(&format!("select 1, {away}"), "p50", "ms", bare.at(0.5));
                     results.push_yardstick(&format!("select 1, {away}"), "p99", "ms", bare.at(0.99));
                 }
-                serve(world, plan, far, processes).await?;
+                serve(world, far, processes).await?;
                 cells.measure(world, plan, results, &feeds, away, processes).await?;
             }
         }
@@ -75,11 +75,8 @@ fn away(round_trip: Duration) -> String {
     format!("{} ms away", round_trip.as_secs_f64() * 1000.0)
 }
 
-async fn serve(world: &mut World, plan: &Plan, url: &str, processes: usize) -> anyhow::Result<()> {
+async fn serve(world: &mut World, url: &str, processes: usize) -> anyhow::Result<()> {
     world.serve(&vec![url.to_owned(); processes]).await?;
-    if processes == 1 && plan.size != Size::Smoke {
-        world.until_alone().await;
-    }
     Ok(())
 }
 

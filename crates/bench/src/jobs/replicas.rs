@@ -3,7 +3,7 @@
 use super::wake::{Cell, QUIET, push_notify};
 use crate::{
     load::{Load, checked},
-    plan::{Plan, Size},
+    plan::Plan,
     stats::{Results, count, of_processes, of_senders},
     targets::ONE_PROCESS,
     world::{Feed, World},
@@ -27,9 +27,6 @@ pub async fn run(world: &mut World, plan: &Plan, results: &mut Results) -> anyho
             let what = of_processes(processes);
             plan.says(&format!("replicas, round {round}: {what}"));
             world.serve(&vec![url.clone(); processes]).await?;
-            if processes == 1 && plan.size != Size::Smoke {
-                world.until_alone().await;
-            }
             for (place, &senders) in plan.sizes.replica_senders.iter().enumerate() {
                 let load = Load::on_all(world, sent_to);
                 let sent = checked(world, sent_to, load.closed_loop(senders, plan.time)).await?;

@@ -38,7 +38,7 @@ pub fn pool(url: &str, connections: u32) -> Result<PgPool> {
 /// # Errors
 /// When the server cannot be reached.
 pub async fn connect(url: &str) -> Result<PgConnection> {
-    Ok(PgConnection::connect_with(&PgConnectOptions::from_str(url)?.disable_statement_logging()).await?)
+    PgConnection::connect_with(&PgConnectOptions::from_str(url)?.disable_statement_logging()).await
 }
 
 /// Opens a connection that receives the notifications of [`insert_and_notify`].
@@ -59,7 +59,7 @@ pub async fn create_database(url: &str, name: &str) -> Result<()> {
     let mut connection = connect(url).await?;
     let statement = format!("create database {name} encoding 'UTF8' locale 'C' template template0");
     connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await?;
-    Ok(connection.close().await?)
+    connection.close().await
 }
 
 /// Drops a database on the server of `url`.
@@ -69,7 +69,7 @@ pub async fn create_database(url: &str, name: &str) -> Result<()> {
 pub async fn drop_database(url: &str, name: &str) -> Result<()> {
     let mut connection = connect(url).await?;
     connection.execute(sqlx::raw_sql(AssertSqlSafe(format!("drop database {name} with (force)")))).await?;
-    Ok(connection.close().await?)
+    connection.close().await
 }
 
 /// Creates the tables.
@@ -109,10 +109,10 @@ pub async fn insert_and_notify(connection: &mut PgConnection, body: &str) -> Res
 /// # Errors
 /// When the database refuses it.
 pub async fn insert(connection: &mut PgConnection, body: &str) -> Result<i64> {
-    Ok(sqlx::query_scalar("insert into single (feed, body) values (1, $1) returning version")
+    sqlx::query_scalar("insert into single (feed, body) values (1, $1) returning version")
         .bind(body)
         .fetch_one(connection)
-        .await?)
+        .await
 }
 
 /// Opens a connection that receives the notifications of [`insert_into_feed`].
@@ -182,7 +182,7 @@ pub async fn insert_many(connection: &mut PgConnection, first: i64, bodies: &[St
 /// # Errors
 /// When the database cannot be read.
 pub async fn count_many(connection: &mut PgConnection) -> Result<i64> {
-    Ok(sqlx::query_scalar("select count(*) from many").fetch_one(connection).await?)
+    sqlx::query_scalar("select count(*) from many").fetch_one(connection).await
 }
 
 /// Empties the table of [`insert_many`], so that its rate is that of a fresh table.
@@ -256,7 +256,7 @@ pub async fn settle(url: &str) -> Result<()> {
     let mut connection = connect(url).await?;
     connection.execute("vacuum (analyze)").await?;
     connection.execute("checkpoint").await?;
-    Ok(connection.close().await?)
+    connection.close().await
 }
 
 /// Leaves the server with WAL segments to recycle, as a server has that has worked for a while. A new segment is
@@ -277,7 +277,7 @@ pub async fn make_wal(url: &str, segments: u32) -> Result<()> {
     );
     connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await?;
     connection.execute("checkpoint").await?;
-    Ok(connection.close().await?)
+    connection.close().await
 }
 
 /// Turns synchronous replication to the standby `bench` on or off; returns once that is in force.
@@ -322,12 +322,12 @@ pub async fn select_one(connection: &mut PgConnection) -> Result<()> {
 /// # Errors
 /// When the database cannot be read.
 pub async fn disk_bytes(connection: &mut PgConnection) -> Result<i64> {
-    Ok(sqlx::query_scalar(
+    sqlx::query_scalar(
         "select sum(pg_total_relation_size(oid))::bigint from pg_class
          where relkind = 'r' and relnamespace = 'public'::regnamespace",
     )
     .fetch_one(connection)
-    .await?)
+    .await
 }
 
 /// Returns the bytes on disk of all databases of the server.
@@ -335,7 +335,7 @@ pub async fn disk_bytes(connection: &mut PgConnection) -> Result<i64> {
 /// # Errors
 /// When the database cannot be read.
 pub async fn server_bytes(connection: &mut PgConnection) -> Result<i64> {
-    Ok(sqlx::query_scalar("select sum(pg_database_size(oid))::bigint from pg_database").fetch_one(connection).await?)
+    sqlx::query_scalar("select sum(pg_database_size(oid))::bigint from pg_database").fetch_one(connection).await
 }
 
 /// Returns `shared_buffers` in bytes.
@@ -343,7 +343,7 @@ pub async fn server_bytes(connection: &mut PgConnection) -> Result<i64> {
 /// # Errors
 /// When the database cannot be read.
 pub async fn shared_buffers_bytes(connection: &mut PgConnection) -> Result<i64> {
-    Ok(sqlx::query_scalar("select pg_size_bytes(current_setting('shared_buffers'))").fetch_one(connection).await?)
+    sqlx::query_scalar("select pg_size_bytes(current_setting('shared_buffers'))").fetch_one(connection).await
 }
 
 /// Counts the transactions of the database so far: nearly every statement of the service is one.
@@ -351,11 +351,9 @@ pub async fn shared_buffers_bytes(connection: &mut PgConnection) -> Result<i64> 
 /// # Errors
 /// When the database cannot be read.
 pub async fn transactions(connection: &mut PgConnection) -> Result<i64> {
-    Ok(sqlx::query_scalar(
-        "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()",
-    )
-    .fetch_one(connection)
-    .await?)
+    sqlx::query_scalar("select xact_commit + xact_rollback from pg_stat_database where datname = current_database()")
+        .fetch_one(connection)
+        .await
 }
 
 /// Reads the server settings that figures depend on, as (name, value).
@@ -363,11 +361,11 @@ pub async fn transactions(connection: &mut PgConnection) -> Result<i64> {
 /// # Errors
 /// When the database cannot be read.
 pub async fn settings(connection: &mut PgConnection) -> Result<Vec<(String, String)>> {
-    Ok(sqlx::query_as(
+    sqlx::query_as(
         "select name, current_setting(name) from unnest(array['server_version', 'fsync', 'synchronous_commit',
             'full_page_writes', 'wal_sync_method', 'shared_buffers', 'max_wal_size', 'checkpoint_timeout',
             'max_connections', 'autovacuum']) name",
     )
     .fetch_all(connection)
-    .await?)
+    .await
 }
