@@ -62,6 +62,11 @@ impl AppendCache {
         }
     }
 
+    /// Forgets everything: what it was read of may be lost although the history has the same name.
+    pub fn clear(&mut self) {
+        *self = Self { history: self.history, era: self.era + 1, ..Self::default() };
+    }
+
     /// What is known of a session.
     pub fn session(&self, session_id: &str) -> Option<Fact> {
         let entry = self.sessions.get(session_id)?;

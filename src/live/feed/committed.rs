@@ -11,7 +11,7 @@ pub struct CommittedHead {
 
 #[derive(Clone, Copy, Default)]
 struct Head {
-    /// As the bulletin counts histories.
+    /// As the notices count histories.
     history: u64,
     version: i64,
 }

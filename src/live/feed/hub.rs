@@ -1,5 +1,4 @@
-//! Who waits for which feed. Knows feeds and waiters, holds no events: a lost or doubled wake-up is
-//! harmless.
+//! Who waits for which feed. Knows feeds and waiters and holds no events: a lost or doubled wake-up is harmless.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -22,7 +21,7 @@ struct Waiters {
 }
 
 impl Hub {
-    /// Registers interest in a feed; it ends when the watch is dropped.
+    /// Registers interest in a feed, until the watch is dropped.
     pub fn watch(self: &Arc<Self>, feed: FeedKey) -> Watch {
         let mut feeds = self.feeds();
         let waiters = feeds.entry(feed).or_insert_with(|| Waiters { count: 0, notify: Arc::new(Notify::new()) });
@@ -32,7 +31,7 @@ impl Hub {
 
     /// Wakes all who watch one of `feeds`.
     pub fn wake(&self, feeds: impl IntoIterator<Item = FeedKey>) {
-        // Collected first: waiters are woken after the lock is given back.
+        // Collected first, so that waiters are woken after the lock is released.
         let woken: Vec<Arc<Notify>> = {
             let watched = self.feeds();
             feeds.into_iter().filter_map(|feed| watched.get(&feed)).map(|waiters| Arc::clone(&waiters.notify)).collect()

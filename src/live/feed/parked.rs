@@ -1,4 +1,4 @@
-//! How many polls each token holds open.
+//! How many polls each token holds open, and whose they are.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,7 +23,7 @@ impl Parked {
     /// Counts one more poll of a token until the guard is dropped.
     ///
     /// # Errors
-    /// 42900 when the token holds as many as it may.
+    /// 42900 if the token holds as many as it may.
     pub fn enter(self: &Arc<Self>, token_id: Uuid) -> Result<ParkedPoll, Fault> {
         let mut polls = self.polls();
         let count = polls.entry(token_id).or_default();

@@ -1,4 +1,4 @@
-//! How long a poll waits, and what ends it.
+//! How long a poll waits, and what ends its wait.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +9,10 @@ use tokio::{
 
 use crate::{
     domain::{cursor::Query, fault::Fault},
-    live::{bulletin::Notice, relay::Live, tokens::Grant},
+    live::{
+        auth::tokens::{Grant, Tokens},
+        feed::notices::{Notice, Notices},
+    },
 };
 
 /// How a wait ended.
@@ -22,44 +25,50 @@ pub(super) enum Waited {
 
 /// How long one poll may wait.
 pub(super) struct Wait<'a> {
-    live: &'a Live,
+    tokens: &'a Tokens,
+    notices: &'a Notices,
     pub grant: &'a Grant,
-    notices: watch::Receiver<Notice>,
+    changes: watch::Receiver<Notice>,
     until: Instant,
-    none: bool,
+    /// Whether the reader wants an answer at once.
+    is_instant: bool,
 }
 
 impl<'a> Wait<'a> {
-    pub fn new(live: &'a Live, grant: &'a Grant, query: &'a Query) -> Self {
+    /// A revocation that comes after this ends the wait.
+    pub fn new(tokens: &'a Tokens, notices: &'a Notices, grant: &'a Grant, query: &'a Query) -> Self {
         // At a random moment in the last tenth, so that clients do not come back in step.
         let part = 1.0 - 0.1 * f64::from(fraction());
         let until = Instant::now() + Duration::from_secs(query.wait_s).mul_f64(part);
-        let mut notices = live.bulletin.subscribe();
-        notices.mark_unchanged();
-        Self { live, grant, notices, until, none: query.wait_s == 0 }
+        let (changes, is_instant) = (notices.subscribe(), query.wait_s == 0);
+        Self { tokens, notices, grant, changes, until, is_instant }
     }
 
     pub fn is_over(&self) -> bool {
-        self.none || self.live.bulletin.is_draining()
+        self.is_instant || self.notices.is_draining()
     }
 
     pub fn epoch(&self) -> Arc<str> {
-        self.live.bulletin.epoch()
+        self.notices.epoch()
     }
 
     pub fn histories(&self) -> u64 {
-        self.live.bulletin.histories()
+        self.notices.histories()
     }
 
-    /// Waits for news of the feed, the end of the poll's time, or a notice.
+    /// Waits for news of the feed, a notice, or the end of the poll's time.
     pub async fn until_woken(&mut self, woken: impl Future<Output = ()>) -> Result<Waited, Fault> {
         let until = self.until;
         self.until_woken_by(woken, until).await
     }
 
-    /// As [`Wait::until_woken`], for at most `most`.
-    pub async fn until_woken_or(&mut self, woken: impl Future<Output = ()>, most: Duration) -> Result<Waited, Fault> {
-        let until = self.until.min(Instant::now() + most);
+    /// [`Wait::until_woken`], but for at most `at_most`.
+    pub async fn until_woken_or(
+        &mut self,
+        woken: impl Future<Output = ()>,
+        at_most: Duration,
+    ) -> Result<Waited, Fault> {
+        let until = self.until.min(Instant::now() + at_most);
         self.until_woken_by(woken, until).await
     }
 
@@ -67,14 +76,13 @@ impl<'a> Wait<'a> {
         let waited = tokio::select! {
             () = woken => Waited::Woken,
             () = sleep_until(until) => Waited::Over,
-            changed = self.notices.changed() => if changed.is_err() || self.live.bulletin.is_draining() { Waited::Over } else { Waited::Woken },
+            changed = self.changes.changed() => if changed.is_err() || self.notices.is_draining() { Waited::Over } else { Waited::Woken },
         };
-        // A token that was revoked or has expired meanwhile is told nothing more.
+        // The holder of a token that was revoked or has expired meanwhile is told nothing more.
         match waited {
-            Waited::Woken => self.live.tokens.check_parked(self.grant).await?,
-            // The answer tells nothing, so it must not wait for a database that is away, or for the end of a
-            // stop.
-            Waited::Over => self.live.tokens.check_memory(self.grant)?,
+            Waited::Woken => self.tokens.check_parked(self.grant).await?,
+            // The answer tells nothing, so it need not wait for a database that is away.
+            Waited::Over => self.tokens.check_memory(self.grant)?,
         }
         Ok(waited)
     }

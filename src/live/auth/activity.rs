@@ -1,5 +1,5 @@
-//! When agents polled and tokens were used, noted in the database every few seconds, those of all
-//! requests together. An agent whose poll is parked counts as polling.
+//! Which agents polled and which tokens were used lately, until it is recorded in the database
+//! ([`upkeep::activity`](crate::live::upkeep::activity)). An agent whose poll is parked counts as polling.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -8,26 +8,17 @@ use std::{
 };
 
 use moka::sync::Cache;
-use tokio::{
-    sync::Notify,
-    time::{Instant, MissedTickBehavior, interval},
-};
-use tokio_util::sync::CancellationToken;
+use tokio::{sync::Notify, time::Instant};
 use uuid::Uuid;
 
-use super::{append::Writer, freshness::Freshness};
-use crate::{
-    desk::command::Command,
-    domain::{caller::Caller, ids::FeedKey, limits},
-    store::{self, agents, pool::Db, sessions, tokens},
-};
+use crate::domain::{caller::Caller, ids::FeedKey, limits};
 
-/// What is to be noted.
+/// What is to be recorded.
 pub struct Activity {
     noted: Mutex<Noted>,
-    /// Tokens whose use the database has heard of lately.
+    /// Tokens whose use was recorded lately.
     tokens_flushed: Cache<Uuid, ()>,
-    /// An agent that may have been silent is here: do not wait for the timer.
+    /// An agent that may have counted as silent is polling: do not wait for the timer.
     urgent: Notify,
 }
 
@@ -40,7 +31,7 @@ struct Noted {
 struct Polls {
     parked: usize,
     last: Instant,
-    /// When the database last heard of it.
+    /// When this was last recorded.
     flushed: Option<Instant>,
 }
 
@@ -78,13 +69,18 @@ impl Activity {
         }
     }
 
+    /// Completes when an agent that may have counted as silent polls.
+    pub async fn urgent(&self) {
+        self.urgent.notified().await;
+    }
+
     fn noted(&self) -> MutexGuard<'_, Noted> {
         // Nothing panics while holding it.
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// (feed, seconds since its last poll) of those that polled since they were last taken.
-    fn take_polls(&self) -> Vec<(FeedKey, f64)> {
+    /// (feed, seconds since its last poll) of the agents that are due.
+    pub fn take_polls(&self) -> Vec<(FeedKey, f64)> {
         let mut noted = self.noted();
         let now = Instant::now();
         let mut polls: Vec<(FeedKey, f64)> = noted
@@ -102,7 +98,8 @@ impl Activity {
         polls
     }
 
-    fn put_back(&self, polls: &[(FeedKey, f64)], token_ids: Vec<Uuid>) {
+    /// Puts back what was taken and could not be recorded.
+    pub fn put_back(&self, polls: &[(FeedKey, f64)], token_ids: Vec<Uuid>) {
         let mut noted = self.noted();
         for (key, _) in polls {
             if let Some(polls) = noted.agents.get_mut(key) {
@@ -115,7 +112,8 @@ impl Activity {
         noted.tokens.extend(token_ids);
     }
 
-    fn take_tokens(&self) -> Vec<Uuid> {
+    /// The tokens that were used and are due.
+    pub fn take_tokens(&self) -> Vec<Uuid> {
         let ids: Vec<Uuid> = self.noted().tokens.drain().collect();
         for id in &ids {
             self.tokens_flushed.insert(*id, ());
@@ -125,14 +123,14 @@ impl Activity {
 }
 
 impl Polls {
-    /// Whether the database is to hear of it: there is something to tell, and it has not been told lately.
+    /// Whether it is to be recorded: there is something new, and it was not recorded lately.
     fn is_due(&self) -> bool {
         let renew = Duration::from_secs(limits::ACTIVITY_RENEW_S);
         self.flushed.is_none_or(|flushed| flushed.elapsed() >= renew && (self.parked > 0 || self.last > flushed))
     }
 }
 
-/// A poll of an agent that is going on.
+/// An agent's poll in progress.
 pub struct ActivePoll {
     activity: Arc<Activity>,
     agent: FeedKey,
@@ -145,57 +143,4 @@ impl Drop for ActivePoll {
             polls.last = Instant::now();
         }
     }
-}
-
-/// Notes activity until `stop`, and has queued sessions assigned when an agent may have become available.
-pub async fn run(activity: Arc<Activity>, db: Db, freshness: Arc<Freshness>, writer: Writer, stop: CancellationToken) {
-    let mut flush = interval(Duration::from_millis(limits::ACTIVITY_FLUSH_MS));
-    let mut assign = interval(Duration::from_millis(limits::ASSIGN_SWEEP_MS));
-    flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    assign.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let (is_noting, is_stopping) = tokio::select! {
-            () = stop.cancelled() => (true, true),
-            () = activity.urgent.notified() => (true, false),
-            _ = flush.tick() => (true, false),
-            _ = assign.tick() => (false, false),
-        };
-        if is_noting && let Err(error) = note(&activity, &db).await {
-            tracing::debug!(error = %error, "polls and token uses were not noted; the next round will try again");
-        }
-        if is_stopping {
-            return;
-        }
-        if !freshness.is_in_touch() {
-            continue;
-        }
-        match db.read(sessions::any_queued).await {
-            // The writer logs its own failures; the next round tries again.
-            Ok(true) => drop(writer.submit(Command::AssignQueued).await),
-            Ok(false) => {}
-            Err(error) => tracing::debug!(error = %error, "the queue was not looked at; the next round will try again"),
-        }
-    }
-}
-
-async fn note(activity: &Activity, db: &Db) -> store::Result<()> {
-    let polls = activity.take_polls();
-    let token_ids = activity.take_tokens();
-    if polls.is_empty() && token_ids.is_empty() {
-        return Ok(());
-    }
-    let noted = db.change(async |connection| {
-        if !polls.is_empty() {
-            agents::note_polls(connection, &polls).await?;
-        }
-        if !token_ids.is_empty() {
-            tokens::note_uses(connection, &token_ids).await?;
-        }
-        Ok(())
-    });
-    let noted = noted.await;
-    if noted.is_err() {
-        activity.put_back(&polls, token_ids);
-    }
-    noted
 }

@@ -1,5 +1,5 @@
 //! The newest events of the whole store, encoded, in memory. A cache: dropping it at any moment
-//! changes nothing but speed. It covers the versions `low < v <= head` without a hole.
+//! changes nothing but speed. It covers the versions `low < v <= head` without a gap.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,30 +14,30 @@ use crate::domain::{
     limits,
 };
 
-/// An event as the tail keeps it.
+/// An event in the tail.
 #[derive(Debug, Clone)]
-pub struct Encoded {
+pub struct EncodedEvent {
     pub version: i64,
     pub feed: FeedKey,
     pub r#type: EventType,
     pub json: Bytes,
 }
 
-/// What a look into the tail gave.
+/// The result of a look into the tail.
 #[derive(Debug)]
 pub enum Look {
-    /// All that a reader of `after` is owed up to `head`, or as much as fits.
+    /// Everything that a reader of `after` is owed up to `head`, or as much as fits.
     Found(Slice),
     /// The reader's version is older than the tail reaches: read the table.
     TooOld,
-    /// The reader's version is newer than anything here: only the table can tell whether it is true.
+    /// The reader's version is newer than anything here: only the table can tell whether it exists.
     TooNew,
 }
 
 /// Events of one feed.
 #[derive(Debug, Default)]
 pub struct Slice {
-    pub events: Vec<Encoded>,
+    pub events: Vec<EncodedEvent>,
     pub more: bool,
     pub head: i64,
 }
@@ -56,10 +56,10 @@ struct Inner {
     bytes: usize,
     /// Feed and size of every event, oldest first.
     order: VecDeque<(FeedKey, usize)>,
-    feeds: HashMap<FeedKey, VecDeque<Encoded>>,
+    feeds: HashMap<FeedKey, VecDeque<EncodedEvent>>,
 }
 
-/// What an event costs besides its JSON.
+/// Memory that an event takes besides its JSON.
 const ENTRY_BYTES: usize = 96;
 
 impl Tail {
@@ -82,8 +82,8 @@ impl Tail {
         self.inner().head
     }
 
-    /// Adds the events that follow its head. False, and nothing added, when they do not follow it.
-    pub fn push(&self, events: Vec<Encoded>) -> bool {
+    /// Adds the events that follow its head. Returns false, and adds nothing, if they do not follow it.
+    pub fn push(&self, events: Vec<EncodedEvent>) -> bool {
         let mut inner = self.inner();
         let expected = inner.head + 1..;
         if !events.iter().map(|event| event.version).eq(expected.take(events.len())) {
@@ -102,7 +102,7 @@ impl Tail {
         true
     }
 
-    /// Forgets the events before a version: they are not kept any more.
+    /// Forgets the events before a version, which are not kept any more.
     pub fn forget_before(&self, oldest: i64) {
         let mut inner = self.inner();
         while inner.low < oldest - 1 && inner.low < inner.head {
@@ -110,7 +110,7 @@ impl Tail {
         }
     }
 
-    /// What a feed has after a version.
+    /// The events of a feed after a version.
     pub fn look(&self, feed: FeedKey, after: i64, types: TypeSet, limit: i64) -> Look {
         let inner = self.inner();
         if after < inner.low {
@@ -159,9 +159,9 @@ impl Inner {
 mod tests {
     use super::*;
 
-    fn events(versions: std::ops::RangeInclusive<i64>) -> Vec<Encoded> {
+    fn events(versions: std::ops::RangeInclusive<i64>) -> Vec<EncodedEvent> {
         versions
-            .map(|version| Encoded {
+            .map(|version| EncodedEvent {
                 version,
                 feed: FeedKey(i32::try_from(version % 3).unwrap()),
                 r#type: if version % 2 == 0 { EventType::Message } else { EventType::AddSession },
