@@ -1,5 +1,5 @@
 //! Keeps partitions ahead of the newest event: at the start, then regularly, long before the newest event gets
-//! there. An append that finds no room makes it itself (`append_events`); this spares appends the wait.
+//! there. An append that finds no room makes it itself (`append()`); this spares appends the wait.
 
 use std::time::Duration;
 
