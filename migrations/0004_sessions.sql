@@ -103,3 +103,5 @@ create trigger session_revision_rises
               is distinct from
               (old.status, old.owner_key, old.gateway_key, old.session_id, old.last_op, old.from_name, old.from_image))
     execute function raise_revision();
+
+revoke execute on function take_append_lock(), raise_revision() from public;

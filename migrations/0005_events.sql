@@ -71,7 +71,7 @@ comment on column events.content is 'Message: the text, or the URL of the image.
 -- microseconds as 12 bits (its section 6.2, method 3), and the version in place of random bits. It is
 -- unique because the version is, and need be neither kept nor indexed; it says where to look for it.
 create function made_message_id(version bigint, created_at timestamptz) returns uuid
-language sql stable parallel safe as $$
+language sql stable parallel safe set search_path = pg_catalog, pg_temp as $$
     select (lpad(to_hex(us / 1000), 12, '0') || to_hex(28672 + us % 1000 * 4096 / 1000)
             || to_hex((-9223372036854775808)::bigint | version))::uuid
     from (select (extract(epoch from created_at) * 1000000)::bigint as us) t
@@ -99,7 +99,7 @@ comment on column messages.id_text is 'The message''s Id in any other form, else
 comment on column messages.content is 'The text, or the URL of the image.';
 
 create function refuse_change() returns trigger
-language plpgsql as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     raise exception '% of table % is refused: it is append-only', tg_op, tg_table_name
         using errcode = 'object_not_in_prerequisite_state',
@@ -205,8 +205,10 @@ $$;
 
 comment on function make_partitions_ahead(integer) is 'Sees to it that two partitions of events lie ahead of the newest event and so many that are about to be appended; gives how many it made. The service may call it, with the owner''s rights.';
 
--- Nothing of this is anybody else's; deploy/grants.sql gives the service what it needs.
-revoke execute on function make_partitions(bigint, bigint), make_partitions_ahead(integer) from public;
+-- Nothing of this is anybody else's; deploy/grants.sql gives to others what they need. (What a view calls, it
+-- calls with the rights of who reads it; what a trigger calls, nobody needs a right for.)
+revoke execute on function made_message_id(bigint, timestamptz), refuse_change(), event_partitions(),
+    make_partitions(bigint, bigint), make_partitions_ahead(integer) from public;
 
 -- Room for the first events, and two partitions ahead of them.
 do $$ begin perform make_partitions_ahead(1); end $$;

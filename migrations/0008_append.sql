@@ -224,7 +224,7 @@ comment on function begin_history() is 'Name of the present history, which begin
 --     agents    [{id, name, sets_name, image, sets_image, max_sessions, default_max_sessions, online}], see put_agent()
 --     presence  [{agent, online}]
 --     changes   [{session, status, owner, needs_room, last_op, by, to, first, added}], at most one for a session:
---               first and added are positions of the event that answers it, and of the new owner's AddSession
+--               first and added are positions of its first event, and of the new owner's AddSession
 --     opens     [{session_id, session_type, from_id, from_name, from_image, gateway, owner}]: without an owner an
 --               available agent is chosen, or the session waits in the queue
 --     assign    true: sessions in the queue are assigned as well, as far as agents are available
@@ -232,6 +232,11 @@ comment on function begin_history() is 'Name of the present history, which begin
 -- one or the evidence is settled), last (the newest version after), and for each session, change or open what the
 -- service needs to know to answer and to show its events. refused_changes, taken_opens, refused_opens and
 -- taken_agents are positions: refused where the agent is not available, taken where the id is.
+--
+-- Whoever may call this may append; it runs with the owner's rights. So it checks what it is given: no call leaves a
+-- hole in the versions, an event in the feed of anybody who has nothing to do with its session, or an event that
+-- contradicts its session or itself. Such a call fails as a whole. Taken as they are given: texts, the numbers of
+-- messages where the caller knows them, and that an Id is not given twice in one call across a border of partitions.
 create function append(
     expected_history uuid, evidence bigint, known_head bigint,
     session_keys bigint[], revisions bigint[], seq_versions bigint[], seqs integer[],
@@ -248,7 +253,13 @@ language plpgsql security definer set search_path = public, pg_temp as $$
 declare
     room         bigint;
     is_settled   boolean;
+    distinct_sessions bigint;
+    -- Of each session, without nulls: its owner (0 queued, -1 closed) and its gateway (-1 none).
     owners       integer[];
+    told_gateways integer[];
+    -- Of each session that changes.
+    new_statuses smallint[];
+    new_owners   integer[];
     taken        integer[];
     positions    integer[];
     new_profiles integer[] := '{}';
@@ -268,6 +279,26 @@ declare
     entered_seqs integer[] := '{}';
     entered_at   bigint[] := '{}';
 begin
+    if num_nulls(expected_history, evidence, known_head, session_keys, revisions, seq_versions, seqs, event_sessions, feed_keys,
+                 profile_sources, author_keys, seq_steps, types, reasons, message_types, content_types, ids, id_texts, contents) > 0
+       -- (array_position() also refuses arrays of more than one dimension.)
+       or num_nonnulls(array_position(session_keys, null), array_position(revisions, null), array_position(seq_versions, null),
+                       array_position(seqs, null), array_position(event_sessions, null), array_position(feed_keys, null),
+                       array_position(author_keys, null), array_position(types, null), array_position(content_types, null)) > 0
+       or 1 <> any (array[array_lower(session_keys, 1), array_lower(seqs, 1), array_lower(event_sessions, 1),
+                          array_lower(feed_keys, 1), array_lower(author_keys, 1), array_lower(types, 1), array_lower(content_types, 1)])
+       or cardinality(session_keys) <> all (array[cardinality(revisions), cardinality(seq_versions), cardinality(seqs)])
+       or cardinality(event_sessions) <> all (array[
+              cardinality(feed_keys), cardinality(profile_sources), cardinality(author_keys), cardinality(seq_steps),
+              cardinality(types), cardinality(reasons), cardinality(message_types), cardinality(content_types)])
+       or greatest(cardinality(ids), cardinality(id_texts), cardinality(contents)) > cardinality(event_sessions)
+       or 0 > any (seqs) then
+        raise exception 'what is to be appended does not fit together: a null, a negative number, or arrays of different lengths'
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'append() needs the isolation level read committed' using errcode = 'invalid_transaction_state';
+    end if;
     lock table append_lock in exclusive mode;
     -- Each statement of a function has a snapshot of its own (read committed): this one and those after it see
     -- everything that was committed before the lock was had. The newest event is known_head or newer, so no
@@ -293,16 +324,21 @@ begin
     appended_at := greatest(clock_timestamp(), appended_at);
 
     if cardinality(session_keys) > 0 then
-        select array_agg(s.is_stale), array_agg(s.profile_key), array_agg(s.owner_key)
-        into stale, owner_profiles, owners
+        select array_agg(s.is_stale), array_agg(s.profile_key), array_agg(s.owner_key), array_agg(s.gateway_key),
+               count(distinct s.session_key)
+        into stale, owner_profiles, owners, told_gateways, distinct_sessions
         from (
-            select s.revision is distinct from given.revision as is_stale, a.profile_key,
-                   case when s.status = 1 then s.owner_key end as owner_key
-            from unnest(session_keys, revisions) with ordinality given (session_key, revision, n)
+            select s.revision is distinct from given.revision or given.seq_version > head as is_stale, a.profile_key,
+                   case s.status when 1 then s.owner_key when 0 then 0 else -1 end as owner_key,
+                   coalesce(s.gateway_key, -1) as gateway_key, given.session_key
+            from unnest(session_keys, revisions, seq_versions) with ordinality given (session_key, revision, seq_version, n)
             left join sessions s on s.session_key = given.session_key
             left join agents a on a.feed_key = s.owner_key
             order by given.n
         ) s;
+        if distinct_sessions < cardinality(session_keys) then
+            perform refuse_event('its session is named twice');
+        end if;
         -- Sessions may have been given messages since the service knew their numbers.
         last_seqs := seqs;
         if head > any (seq_versions) then
@@ -384,12 +420,26 @@ begin
         left join agents a on a.feed_key = w.agent
         where (a.status = 1 and a.open_sessions + w.turn <= a.max_sessions) is not true;
         for item in
-            select c.session, a.profile_key, c.n = any (refused_changes) as is_refused
-            from rows from (jsonb_to_recordset(rare -> 'changes') as (session integer, owner integer))
-                 with ordinality c (session, owner, n)
+            select c.*, a.profile_key, c.n = any (refused_changes) as is_refused
+            from rows from (jsonb_to_recordset(rare -> 'changes')
+                            as (session integer, status smallint, owner integer, first integer, added integer))
+                 with ordinality c (session, status, owner, first, added, n)
             left join agents a on a.feed_key = c.owner
             order by c.n
         loop
+            if item.session between 1 and cardinality(session_keys) is not true or new_statuses[item.session] is not null then
+                perform refuse_event('the session that changes is not there, or changes twice');
+            end if;
+            if item.status = 1 and (item.profile_key is not null and types[item.added] = 0 and feed_keys[item.added] = item.owner
+                                    and event_sessions[item.added] = item.session) is not true then
+                perform refuse_event('the new owner is no agent, or is not told');
+            end if;
+            if item.status between 0 and 2 is not true or event_sessions[item.first] <> item.session
+               or item.first between 1 and cardinality(event_sessions) is false then
+                perform refuse_event('the session''s status is unknown, or its first event is another''s');
+            end if;
+            new_statuses[item.session] := item.status;
+            new_owners[item.session] := item.owner;
             new_profiles[item.session] := item.profile_key;
             change_profiles := change_profiles || item.profile_key;
             if item.is_refused then
@@ -424,13 +474,43 @@ begin
                e.feed_key,
                case e.profile_source when 0 then 0 when 1 then owner_profiles[e.session] else new_profiles[e.session] end,
                e.author_key, coalesce(last_seqs[e.session] + e.seq_step, 0),
-               case when e.type not between 0 and 2 or e.reason not between 0 and 3 then refuse_event('its type or reason is unknown')
-                    when e.message_type not between 0 and 1 or e.content_type not between 0 and 1
-                    then refuse_event('its message''s type is unknown')
+               case when e.type not between 0 and 2 or e.message_type not between 0 and 1 or e.content_type not between 0 and 1
+                    then refuse_event('its type or its message''s type is unknown')
                     when e.content is null and (e.author_key <> 0 or e.id is not null or e.id_text is not null)
                     then refuse_event('it has an author or an Id, and no content')
                     when e.content is not null and (e.type <> 1 or e.author_key = 0 or (e.id is not null and e.id_text is not null))
                     then refuse_event('it has content, and no author, two Ids or another type than Message')
+                    when length(e.id_text) not between 1 and 64
+                         or e.id_text ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
+                    then refuse_event('its Id is too long, empty, or a UUID that is given as a text')
+                    when e.type <> 1 and e.message_type + e.content_type <> 0
+                    then refuse_event('it has a message''s type, and is none')
+                    when e.reason <> 0 and e.type <> 2
+                    then refuse_event('it has a reason, and is no DelSession')
+                    when e.type = 0 and new_statuses[e.session] is distinct from 1
+                         or e.type = 2 and new_statuses[e.session]
+                                           is distinct from case e.reason when 1 then 2 when 2 then 1 when 3 then 0 else -1 end
+                    then refuse_event('its session does not change accordingly')
+                    when e.feed_key < 0 or e.feed_key = 0 and e.content is null
+                         or e.feed_key is distinct from case e.type when 0 then new_owners[e.session] else owners[e.session] end
+                            and e.feed_key <> told_gateways[e.session]
+                    then refuse_event('its feed is neither that of its session''s owner nor that of its gateway')
+                    when e.profile_source <> case when e.type = 0 then 2 when owners[e.session] > 0 then 1 else 0 end
+                    then refuse_event('it shows the profile of another than its session''s owner')
+                    when e.type = 1 and e.content is null
+                         and (e.message_type = 0 or e.feed_key <> told_gateways[e.session] or e.seq_step is null
+                              or e.content_type is distinct from content_types[e.n - 1]
+                              or event_sessions[e.n - 1] is distinct from e.session
+                              or coalesce(author_keys[e.n - 1], 0) = 0)
+                    then refuse_event('it tells a gateway of a message that is not just before it')
+                    when e.content is not null
+                         and (e.feed_key <> owners[e.session] or e.seq_step is null or e.seq_step < 1
+                              or e.author_key <> case e.message_type when 0 then told_gateways[e.session] else owners[e.session] end
+                              or e.message_type = 1 and told_gateways[e.session] > 0
+                                 and feed_keys[e.n + 1] is distinct from told_gateways[e.session])
+                    then refuse_event('its author or its number is not right, or the gateway is not told')
+                    when e.type = 2 and e.seq_step is not null or e.seq_step < 0
+                    then refuse_event('it has a number that it should not have')
                     else e.type
                end,
                e.reason, e.message_type, e.content_type, e.id, e.id_text, e.content
@@ -477,7 +557,7 @@ begin
                 from jsonb_to_recordset(rare -> 'changes') as c (session integer, status smallint, owner integer)
                 where c.status = 1 and not stale[c.session]
             ) d
-            where d.agent is not null
+            where d.agent > 0
             group by d.agent
         ) d
         where a.feed_key = d.agent;
@@ -532,11 +612,15 @@ begin
     if rare ? 'opens' then
         next_choice := in_queue + 1;
         for item in
-            select o.*
+            select o.*, o.gateway is not null and g.feed_key is null as is_lost
             from rows from (jsonb_to_recordset(rare -> 'opens') as (gateway integer, owner integer))
                  with ordinality o (gateway, owner, n)
+            left join gateways g on g.feed_key = o.gateway
             order by o.n
         loop
+            if item.is_lost then
+                perform refuse_event('its gateway is not there');
+            end if;
             open_keys[item.n] := null;
             open_owners[item.n] := null;
             open_versions[item.n] := null;
@@ -620,13 +704,9 @@ $$;
 
 comment on function settle_append(bigint, bigint) is 'Finds the append with this evidence among the events after a version, or sees to it that it never happens.';
 
--- deploy/grants.sql gives the service what it needs of them.
-revoke execute on function current_timeline(), put_feed(text, smallint), put_gateway(text, text, boolean), choose_agents(integer[]),
-    refuse_event(text), next_history(boolean), begin_history(), settle_append(bigint, bigint) from public;
-do $$
-begin
-    execute format('revoke execute on function %s from public', 'put_agent(text, text, boolean, text, boolean, integer, integer, boolean)');
-    execute format('revoke execute on function %s from public',
-                   (select oid::regprocedure from pg_proc where proname = 'append' and pronamespace = 'public'::regnamespace));
-end
-$$;
+-- Nothing is anybody else's; deploy/grants.sql gives the service what it needs of them.
+revoke execute on function current_timeline(), put_feed(text, smallint), put_gateway(text, text, boolean),
+    put_agent(text, text, boolean, text, boolean, integer, integer, boolean), choose_agents(integer[]), refuse_event(text),
+    next_history(boolean), begin_history(), settle_append(bigint, bigint),
+    append(uuid, bigint, bigint, bigint[], bigint[], bigint[], integer[], integer[], integer[], smallint[], integer[], integer[],
+           smallint[], smallint[], smallint[], smallint[], uuid[], text[], text[], jsonb) from public;

@@ -1,4 +1,4 @@
-//! `deskfeed epoch`: what `Feed-Epoch` is, and a new one after a restore.
+//! `deskfeed epoch`: shows `Feed-Epoch`, or begins a new one.
 
 use std::process::ExitCode;
 
@@ -24,9 +24,10 @@ pub struct EpochArgs {
 enum EpochCommand {
     /// Prints the epoch.
     Show,
-    /// Begins a new epoch with the next version: after a restore, so that readers who are ahead of what was
-    /// kept are told so (41001). A promoted standby and a restored copy get one with their first append; services that
-    /// run notice by themselves.
+    /// Begins a new epoch with the next version, so that readers who are ahead of what was kept are told so (41001).
+    /// A promoted standby and a server that was recovered to a point in time begin one themselves, with their first
+    /// append; a dump that is restored into the same server, or a snapshot of its disk, does not. Services that run
+    /// notice by themselves.
     Renew,
 }
 
@@ -41,9 +42,17 @@ async fn run_on(args: &EpochArgs, url: &str) -> anyhow::Result<()> {
     let db = Db::new(url, 1)?;
     let mut connection = connect(&db).await?;
     check_schema(&mut connection).await?;
-    let state = events::store_state(&mut connection).await.context("the store cannot be read; ask the primary")?;
+    let state = events::store_state(&mut connection).await.context("the store cannot be read")?;
     match args.command {
-        None | Some(EpochCommand::Show) => println!("{}", state.epoch),
+        None | Some(EpochCommand::Show) => {
+            println!("{}", state.epoch);
+            if history::newest(&mut connection).await?.is_own == Some(false) {
+                eprintln!(
+                    "The server was promoted or restored since: the next append begins a new epoch with version {}.",
+                    state.head + 1
+                );
+            }
+        }
         Some(EpochCommand::Renew) => {
             history::renew(&mut connection)
                 .await

@@ -28,6 +28,37 @@ pub async fn lineage(connection: &mut PgConnection) -> Result<(Lineage, i64)> {
     Ok((Lineage::new(histories.collect()), head))
 }
 
+/// The newest history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Newest {
+    pub ordinal: i32,
+    pub epoch: String,
+    pub first_version: i64,
+    /// Whether the server goes on with it. If not, it was promoted or restored since, and the next append begins a new
+    /// history. `None` on a standby.
+    pub is_own: Option<bool>,
+}
+
+/// The newest history, and whether it is the server's own.
+///
+/// # Errors
+/// When the database cannot be read.
+pub async fn newest(connection: &mut PgConnection) -> Result<Newest> {
+    // As current_timeline(), which is the owner's alone.
+    let (ordinal, name, first_version, is_own): (i32, Uuid, i64, Option<bool>) = sqlx::query_as(
+        "/* history.newest */
+         select ordinal, name, first_version,
+                case when not pg_is_in_recovery()
+                     then system_identifier = (select system_identifier from pg_control_system())
+                          and timeline = ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer
+                end
+         from histories order by ordinal desc limit 1",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Newest { ordinal, epoch: epoch(name), first_version, is_own })
+}
+
 /// Begins a new history by hand, so that readers who are ahead of the newest version are told so, whatever is
 /// appended next. Services that run notice by themselves.
 ///

@@ -20,6 +20,13 @@ struct Need {
     column: Option<&'static str>,
 }
 
+impl Need {
+    /// The table's or function's name, without a function's parameters.
+    fn name(&self) -> &'static str {
+        self.object.split('(').next().unwrap_or(self.object)
+    }
+}
+
 /// The rights that `deploy/grants.sql` gives to a role.
 fn needs_of(role: &str) -> Vec<Need> {
     let mut needs = Vec::new();
@@ -90,11 +97,11 @@ pub async fn excess(connection: &mut PgConnection, role: &str) -> Result<Vec<Str
     let held: Vec<(String, String)> =
         sqlx::query_as(include_str!("sql/rights_held.sql")).bind(role).fetch_all(connection).await?;
     let needs = needs_of(APPLICATION);
-    for (table, privilege) in held {
+    for (object, privilege) in held {
         let needed =
-            needs.iter().any(|need| need.object == table && need.privilege == privilege && need.column.is_none());
+            needs.iter().any(|need| need.name() == object && need.privilege == privilege && need.column.is_none());
         if !needed {
-            excess.push(format!("may {privilege} {table}"));
+            excess.push(format!("may {privilege} {object}"));
         }
     }
     Ok(excess)

@@ -82,6 +82,7 @@ async fn a_well_kept_database_is_left_alone() {
         "locks",
         "notifications",
         "replication",
+        "history",
         "wraparound",
         "listen",
     ] {
@@ -131,10 +132,24 @@ fn ills(database: &str) -> Vec<(String, String, &'static str, &'static str, &'st
             "warning",
         ),
         (
-            "revoke insert on events from deskfeed_app",
-            "grant insert on events to deskfeed_app",
+            "revoke execute on function append from deskfeed_app",
+            "grant execute on function append to deskfeed_app",
             "rights",
-            "lacks insert on events",
+            "lacks execute on append",
+            "critical",
+        ),
+        (
+            "grant execute on function next_history to deskfeed_app",
+            "revoke execute on function next_history from deskfeed_app",
+            "rights",
+            "may execute next_history",
+            "warning",
+        ),
+        (
+            "revoke select on histories from deskfeed_app",
+            "grant select on histories to deskfeed_app",
+            "rights",
+            "lacks select on histories",
             "critical",
         ),
         (
@@ -186,6 +201,13 @@ fn ills(database: &str) -> Vec<(String, String, &'static str, &'static str, &'st
             "migrations",
             "it cannot be looked at",
             "warning",
+        ),
+        (
+            "update histories set timeline = timeline + 1",
+            "update histories set timeline = timeline - 1",
+            "history",
+            "the next append begins a new one",
+            "note",
         ),
         (
             &format!("alter database {database} set synchronous_commit = off"),
@@ -242,7 +264,7 @@ async fn what_is_wrong_in_a_database_is_found() {
 async fn what_goes_on_too_long_is_found() {
     let url = postgres::new_database().await;
     let monitor = postgres::as_role(&url, MONITOR);
-    let mut keeper = PgConnection::connect(&postgres::as_application(&url)).await.expect("it gets in");
+    let mut keeper = PgConnection::connect(&postgres::as_role(&url, OWNER)).await.expect("it gets in");
     sqlx::raw_sql("set application_name = 'keeper'; begin; lock table append_lock in exclusive mode")
         .execute(&mut keeper)
         .await
@@ -263,7 +285,7 @@ async fn what_goes_on_too_long_is_found() {
     let waiter_url = postgres::as_application(&url);
     let waiter = tokio::spawn(async move {
         let mut waiter = PgConnection::connect(&waiter_url).await.expect("it gets in");
-        sqlx::raw_sql("set application_name = 'waiter'; begin; lock table append_lock in exclusive mode")
+        sqlx::raw_sql("set application_name = 'waiter'; select settle_append(1, 0)")
             .execute(&mut waiter)
             .await
             .map(drop)

@@ -16,39 +16,30 @@ const ROLES: [&str; 4] = [APPLICATION, READONLY, MONITOR, ERASER];
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
 /// All that the four may do to tables: privilege, columns (empty: all of them), tables.
-const MAY: [(&str, &str, &str, &str); 31] = [
+const MAY: [(&str, &str, &str, &str); 27] = [
     (
         APPLICATION,
         "select",
         "",
-        "_sqlx_migrations store feeds profiles agents gateways polls_seen tokens sessions events messages erasures acks",
+        "_sqlx_migrations store histories feeds profiles agents gateways polls_seen tokens sessions events messages erasures acks",
     ),
-    (APPLICATION, "insert", "", "feeds profiles agents gateways polls_seen tokens sessions events acks"),
+    (APPLICATION, "insert", "", "polls_seen tokens acks"),
     (APPLICATION, "update", "revocations", "store"),
-    (APPLICATION, "update", "", "append_lock"),
-    (APPLICATION, "lock", "", "append_lock acks"),
+    (APPLICATION, "lock", "", "acks"),
     (APPLICATION, "update", "created_at", "feeds"),
-    (APPLICATION, "update", "assigned_at profile_key open_sessions max_sessions status", "agents"),
-    (APPLICATION, "update", "name", "gateways"),
     (APPLICATION, "update", "seen_at", "polls_seen"),
     (APPLICATION, "update", "last_used_at revocation", "tokens"),
-    (
-        APPLICATION,
-        "update",
-        "closed_at assigned_version last_op_version owner_key last_op_by last_op_to status last_op",
-        "sessions",
-    ),
     (APPLICATION, "update", "last_version", "acks"),
     (APPLICATION, "delete", "", "acks"),
-    (APPLICATION, "for update", "", "store feeds agents gateways polls_seen tokens sessions acks"),
+    (APPLICATION, "for update", "", "store feeds polls_seen tokens acks"),
     (
         READONLY,
         "select",
         "",
-        "_sqlx_migrations store feeds profiles agents gateways polls_seen sessions events messages erasures acks",
+        "_sqlx_migrations store histories settled_appends feeds profiles agents gateways polls_seen sessions events messages erasures acks",
     ),
     (READONLY, "select", "created_at expires_at last_used_at revocation token_id feed_key role", "tokens"),
-    (MONITOR, "select", "", "_sqlx_migrations store polls_seen"),
+    (MONITOR, "select", "", "_sqlx_migrations store histories settled_appends polls_seen"),
     (MONITOR, "select", "version created_at feed_key type", "events"),
     (MONITOR, "select", "opened_at closed_at session_key status", "sessions"),
     (MONITOR, "select", "feed_key open_sessions max_sessions status", "agents"),
@@ -206,8 +197,9 @@ async fn no_role_may_do_what_is_the_owners_or_the_servers() {
             "create sequence mine",
             "create type mine as enum ('a')",
             "create index on events (created_at)",
-            "drop function append_events",
-            "alter function append_events security definer",
+            "drop function append",
+            "alter function append security invoker",
+            "alter function append set search_path = mine",
             "drop index events_by_feed",
             "alter table events detach partition events_1",
             "alter table events_1 disable trigger events_are_kept",
@@ -217,9 +209,16 @@ async fn no_role_may_do_what_is_the_owners_or_the_servers() {
             "select keep_events_from(10000001)",
             "select from sessions_in_need_of_events_before(10000001)",
             "create table mine partition of events for values from (30000001) to (30000002)",
-            "drop sequence session_changes",
-            "select setval('session_changes', 1)",
-            "alter sequence session_changes restart",
+            "drop sequence sessions_session_key_seq",
+            "select setval('sessions_session_key_seq', 1)",
+            "alter sequence sessions_session_key_seq restart",
+            "select next_history(true)",
+            "select current_timeline()",
+            "select put_feed('mine', 1::smallint)",
+            "select put_agent('mine', null, false, null, false, null, 50, true)",
+            "select choose_agents('{null}')",
+            "select refuse_event('mine')",
+            "select from histories for update",
             "update messages set content = ''",
             "update events set content = ''",
             "update erasures set messages = 0",
@@ -241,10 +240,65 @@ async fn no_role_may_do_what_is_the_owners_or_the_servers() {
         }
     }
     owner.close().await.expect("it was left alone");
-    // The partitions to come are the service's to make, by the owner's function alone.
+    // What the service may do with the owner's rights, it may do through these functions alone.
     for role in ROLES {
-        let refused = is_refused(&mut log_in(&url, role).await, "select make_partitions_ahead()").await;
-        assert_eq!(refused, role != APPLICATION, "{role}");
+        let mut connection = log_in(&url, role).await;
+        for statement in [
+            "select make_partitions_ahead()",
+            "select begin_history()",
+            "select settle_append(1, 0)",
+            "select put_gateway('web', null, false)",
+            NOTHING_TO_APPEND,
+        ] {
+            let refused = is_refused(&mut connection, statement).await;
+            assert_eq!(refused, role != APPLICATION, "{role}: {statement}");
+        }
+    }
+}
+
+const NOTHING_TO_APPEND: &str = "select append(gen_random_uuid(), 1, 0, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', null)";
+
+#[tokio::test]
+async fn functions_are_nobodys_but_whom_they_are_granted_to_and_find_what_they_name() {
+    let url = database().await;
+    let mut sql = PgConnection::connect(&url).await.expect("PostgreSQL answers");
+    // (name, whether its search_path is set, who may execute it besides the owner)
+    let functions: Vec<(String, bool, Vec<String>)> = sqlx::query_as(
+        "select p.proname::text, coalesce(p.proconfig::text like '%search_path=%pg_temp%', false),
+                array(select case a.grantee when 0 then 'public' else a.grantee::regrole::text end
+                      from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a where a.grantee <> p.proowner order by 1)
+         from pg_proc p where p.pronamespace = 'public'::regnamespace order by 1",
+    )
+    .fetch_all(&mut sql)
+    .await
+    .expect("the catalog");
+    let unpinned: Vec<&str> = functions.iter().filter(|(_, pinned, _)| !pinned).map(|(name, ..)| name.as_str()).collect();
+    assert_eq!(unpinned, Vec::<&str>::new(), "whoever calls it decides what its names mean");
+    let granted: Vec<(&str, String)> = functions
+        .iter()
+        .filter(|(.., grantees)| !grantees.is_empty())
+        .map(|(name, _, grantees)| (name.as_str(), grantees.join(" ")))
+        .collect();
+    assert_eq!(
+        granted,
+        [
+            ("append", APPLICATION),
+            ("begin_history", APPLICATION),
+            ("event_partitions", "deskfeed_app deskfeed_monitor"),
+            ("made_message_id", "deskfeed_app deskfeed_readonly"),
+            ("make_partitions_ahead", APPLICATION),
+            ("put_gateway", APPLICATION),
+            ("settle_append", APPLICATION),
+        ]
+        .map(|(name, roles)| (name, roles.to_owned()))
+    );
+    // What was granted by hand is taken back.
+    let revoked = deskfeed::store::rights::GRANTS.lines().filter(|line| line.contains("revoke all on function "));
+    for line in revoked {
+        let (_, list) = line.split_once("revoke all on function ").expect("functions");
+        let (list, _) = list.split_once(" from ").expect("a role");
+        let named: BTreeSet<&str> = list.split(", ").collect();
+        assert_eq!(named, functions.iter().map(|(name, ..)| name.as_str()).collect());
     }
 }
 
@@ -262,7 +316,8 @@ async fn the_script_can_be_run_at_any_time() {
     // What was granted by hand is taken back; rights that were lost come back.
     let mut sql = PgConnection::connect(&superuser).await.expect("PostgreSQL answers");
     let by_hand = "grant all on events to deskfeed_app; grant create on schema public to deskfeed_readonly; \
-                   revoke all on sessions from deskfeed_app; grant select (content) on events to deskfeed_monitor; \
+                   revoke all on sessions from deskfeed_app; grant execute on function next_history to deskfeed_app; \
+                   revoke execute on function settle_append from deskfeed_app; grant select (content) on events to deskfeed_monitor; \
                    grant temporary on database ";
     let name: String = sqlx::query_scalar("select current_database()::text").fetch_one(&mut sql).await.expect("a name");
     sqlx::raw_sql(AssertSqlSafe(format!("{by_hand} {name} to public")))
@@ -273,15 +328,16 @@ async fn the_script_can_be_run_at_any_time() {
     assert!(ran, "{said}");
     for (role, statement) in [
         (APPLICATION, "delete from events"),
+        (APPLICATION, "select next_history(true)"),
         (READONLY, "create table mine ()"),
         (MONITOR, "select content from events"),
         (APPLICATION, "create temporary table mine ()"),
     ] {
         assert!(is_refused(&mut log_in(&superuser, role).await, statement).await, "{role}: {statement}");
     }
-    assert!(
-        !is_refused(&mut log_in(&superuser, APPLICATION).await, "update sessions set status = 1 where false").await
-    );
+    for statement in ["select from sessions", "select settle_append(1, 0)"] {
+        assert!(!is_refused(&mut log_in(&superuser, APPLICATION).await, statement).await, "{statement}");
+    }
     // Nobody else gets in.
     let stranger = format!("stranger_{}", std::process::id());
     let made = format!("create role {stranger} login password '{PASSWORD}'");
@@ -337,11 +393,11 @@ async fn serve_says_when_its_role_may_do_more_or_less_than_it_needs() {
     let member = format!("member_{}", std::process::id());
     let made = format!(
         "create role {member} login password '{PASSWORD}'; grant deskfeed_app to {member}; grant delete, truncate on events to {member};
-         grant delete on sessions to {member}; revoke update on append_lock from deskfeed_app"
+         grant delete on sessions to {member}; grant execute on function put_agent to {member}; revoke execute on function settle_append from deskfeed_app"
     );
     sqlx::raw_sql(AssertSqlSafe(made)).execute(&mut sql).await.expect("the DBA may");
     let said = says(&postgres::as_role(&url, &member)).await;
-    for word in [MORE, "may delete events; may truncate events; may delete sessions", LESS, "update on append_lock"] {
+    for word in [MORE, "may delete events; may truncate events; may execute put_agent; may delete sessions", LESS, "execute on settle_append"] {
         assert!(said.contains(word), "{word}: {said}");
     }
     let gone = format!("drop owned by {member}; drop role {member}");

@@ -9,8 +9,9 @@
 //! of it, and whatever ends it early leaves the store as empty as it was. It holds the append lock,
 //! and locks the other tables against writers, so that nothing is written beside it.
 //!
-//! The history's name is not copied. What is put into another database is another history from
-//! there on, whatever becomes of the first; a reader who compares `Feed-Epoch` must see that.
+//! Histories are not copied. What is put into another database is a history of its own, which shares nothing with
+//! any other: the store that was exported may go on, and give the versions that come next to other events. So its
+//! readers, who come with a `Feed-Epoch` that is unknown here, are answered 41001.
 
 pub mod lines;
 pub mod tables;
@@ -89,7 +90,8 @@ async fn copy_out_where<'c>(
     Ok(connection.copy_out_raw(&statement).await?.map_err(Error::from).boxed())
 }
 
-/// Begins the transaction of an import, and keeps all others from writing.
+/// Begins the transaction of an import, and keeps all others from writing. What is imported is a new history from
+/// its first version on.
 ///
 /// # Errors
 /// When somebody goes on writing to the store, or the role does not own it.
@@ -104,7 +106,8 @@ pub async fn begin_writing(connection: &mut PgConnection) -> Result<()> {
          set local lock_timeout = {LOCK_MS};
          lock table append_lock in exclusive mode;
          lock table {} in share row exclusive mode;
-         set local lock_timeout = 0",
+         set local lock_timeout = 0;
+         select next_history(true)",
         tables.join(", ")
     );
     sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await?;
@@ -150,8 +153,7 @@ pub async fn put_store(connection: &mut PgConnection, row: &StoreRow) -> Result<
 }
 
 /// What is there after an import, before its commit: the versions of the oldest and newest event
-/// (0 when there is none), and how the store stands. The next keys follow those that came, and the history goes by
-/// another name than that of the store that was empty.
+/// (0 when there is none), and how the store stands. The next keys follow those that came.
 ///
 /// # Errors
 /// When the database refuses it.
@@ -160,8 +162,7 @@ pub async fn finish_writing(connection: &mut PgConnection) -> Result<(i64, i64, 
         "/* archive.finish_writing */
          select setval(pg_get_serial_sequence('feeds', 'feed_key'), max(feed_key)) from feeds having max(feed_key) > 0;
          select setval(pg_get_serial_sequence('profiles', 'profile_key'), max(profile_key)) from profiles having max(profile_key) > 0;
-         select setval(pg_get_serial_sequence('sessions', 'session_key'), max(session_key)) from sessions having max(session_key) > 0;
-         select next_history(true)",
+         select setval(pg_get_serial_sequence('sessions', 'session_key'), max(session_key)) from sessions having max(session_key) > 0",
     )
     .execute(&mut *connection)
     .await?;

@@ -34,14 +34,25 @@ impl Table {
     }
 }
 
-/// Columns that are not copied: what says that `store` has one row, the name of the history, and how
-/// events are partitioned here.
-pub const NOT_COPIED: [(&str, &str); 5] = [
+/// Columns that are not copied: what says that `store` has one row, how events are partitioned here, and what
+/// belongs to this database alone: its histories, and what its appends are checked and found by.
+pub const NOT_COPIED: [(&str, &str); 16] = [
     ("store", "only_row"),
     ("store", "history"),
     ("store", "oldest_program"),
     ("store", "partition_width"),
     ("store", "partitions_end"),
+    ("histories", "began_at"),
+    ("histories", "first_version"),
+    ("histories", "system_identifier"),
+    ("histories", "ordinal"),
+    ("histories", "timeline"),
+    ("histories", "name"),
+    ("settled_appends", "evidence"),
+    ("settled_appends", "settled_at"),
+    ("settled_appends", "version"),
+    ("sessions", "revision"),
+    ("events", "append"),
 ];
 
 /// The events, which never change and so can be copied in pieces; they come first.

@@ -77,6 +77,7 @@ pub async fn examine(db: &Db, expected: Expected) -> Result<Vec<Finding>> {
     add("locks", activity::locks(connection).await);
     add("notifications", activity::notifications(connection).await);
     add("replication", replication::look(connection, expected.lag_s).await);
+    add("history", replication::history(connection).await);
     add("wraparound", server::wraparound(connection).await);
     add("listen", Ok(vec![listen(db).await]));
     Ok(findings)

@@ -3,7 +3,10 @@
 use sqlx::PgConnection;
 
 use super::Result;
-use crate::domain::finding::Finding;
+use crate::{
+    domain::finding::Finding,
+    store::history::{self, Newest},
+};
 
 const CHECK: &str = "replication";
 /// A standby this many times as far behind as allowed is critical.
@@ -57,6 +60,25 @@ pub(super) async fn look(connection: &mut PgConnection, allowed_s: f64) -> Resul
     Ok(findings)
 }
 
+/// Whether the newest history is the server's own.
+pub(super) async fn history(connection: &mut PgConnection) -> Result<Vec<Finding>> {
+    Ok(vec![judge_history(&history::newest(connection).await?)])
+}
+
+fn judge_history(newest: &Newest) -> Finding {
+    let Newest { ordinal, epoch, first_version, is_own } = newest;
+    let found = format!("the newest is {ordinal}, from version {first_version} on (Feed-Epoch {epoch})");
+    if *is_own == Some(false) {
+        return Finding::note(
+            "history",
+            format!("{found}; it is not this server's: the next append begins a new one"),
+            "nothing, if a standby was promoted or a backup restored: readers go on, but for those who are ahead of what \
+             was kept, who are answered 41001. Otherwise find out where this server comes from (docs/dba.md, Failover)",
+        );
+    }
+    Finding::ok("history", found)
+}
+
 async fn slots(connection: &mut PgConnection) -> Result<Vec<Finding>> {
     let slots: Vec<(String, bool, String, i64)> = sqlx::query_as(
         "/* doctor.replication */
@@ -86,6 +108,14 @@ fn judge_slot(name: &str, active: bool, status: &str, kept_bytes: i64) -> Findin
 mod tests {
     use super::*;
     use crate::domain::finding::Severity;
+
+    #[test]
+    fn the_history_of_another_server_is_told_of() {
+        for (is_own, severity) in [(None, Severity::Ok), (Some(true), Severity::Ok), (Some(false), Severity::Note)] {
+            let newest = Newest { ordinal: 2, epoch: "e".to_owned(), first_version: 9, is_own };
+            assert_eq!(judge_history(&newest).severity, severity, "{is_own:?}");
+        }
+    }
 
     #[test]
     fn a_slot_that_nobody_uses_gets_worse() {
