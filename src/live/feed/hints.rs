@@ -6,11 +6,12 @@ use tokio::sync::Notify;
 #[derive(Default)]
 pub struct Hints {
     look: Notify,
+    scan: Notify,
     notify: Notify,
 }
 
 impl Hints {
-    /// Asks the relay to look at the table soon.
+    /// Asks the relay to look at the store soon, whatever has changed.
     pub fn look(&self) {
         self.look.notify_one();
     }
@@ -18,6 +19,16 @@ impl Hints {
     /// Completes when a look is asked for.
     pub async fn looked_for(&self) {
         self.look.notified().await;
+    }
+
+    /// Asks the relay to look for new events soon.
+    pub fn scan(&self) {
+        self.scan.notify_one();
+    }
+
+    /// Completes when a look for new events is asked for.
+    pub async fn scan_wanted(&self) {
+        self.scan.notified().await;
     }
 
     /// Asks for a notification although nothing is new: a new LISTEN connection proves itself by hearing one.

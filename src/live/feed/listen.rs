@@ -60,12 +60,13 @@ impl Listening {
                 // The lanes of this process publish their appends themselves, and a head that is in the tail is no
                 // news; anything else, even rubbish, is a reason to look.
                 Ok(text) => {
-                    let is_known = text.split_once(' ').is_some_and(|(head, sender)| {
-                        let is_own = u64::from_str_radix(sender, 16).is_ok_and(|sender| sender == self.sender);
-                        is_own || head.parse::<i64>().is_ok_and(|head| head <= self.feed.tail.head())
+                    let append = text.split_once(' ').and_then(|(head, sender)| {
+                        Some((head.parse::<i64>().ok()?, u64::from_str_radix(sender, 16).ok()?))
                     });
-                    if !is_known {
-                        self.hints.look();
+                    match append {
+                        Some((head, sender)) if sender == self.sender || head <= self.feed.tail.head() => {}
+                        Some(_) => self.hints.scan(),
+                        None => self.hints.look(),
                     }
                 }
                 Err(error) => return error,

@@ -66,6 +66,8 @@ struct Pace {
     due: Option<Instant>,
     /// A look for what is between the tail and `ahead`.
     gap_due: Option<Instant>,
+    /// Whether the next look is for everything that is cached, and not for new events alone.
+    renews: bool,
     /// Not before: looks may take a part of the time only.
     not_before: Instant,
     /// Events of our own that are ahead of the tail, by the head before them.
@@ -97,29 +99,35 @@ impl Relay {
         let mut connection: Option<PgConnection> = None;
         let mut sweep = interval(Duration::from_millis(limits::SWEEP_MS));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut pace = Pace { due: None, gap_due: None, not_before: Instant::now(), ahead: BTreeMap::new() };
+        let mut pace = Pace { due: None, gap_due: None, renews: true, not_before: Instant::now(), ahead: BTreeMap::new() };
         let mut answers = false;
         loop {
             let due = pace.next();
             tokio::select! {
+                // The timer first: appends may come without a pause.
                 biased;
                 () = stop.cancelled() => return,
+                _ = sweep.tick() => pace.renews = true,
                 Some(committed) = self.committed.recv() => {
                     self.take(committed, &mut pace);
                     continue;
                 }
-                _ = sweep.tick() => {}
                 () = self.hints.looked_for() => {
+                    pace.renews = true;
                     pace.want(Instant::now());
-                    if pace.due.is_some_and(|due| due > Instant::now()) {
-                        continue;
+                    continue;
+                }
+                () = self.hints.scan_wanted() => {
+                    if !self.is_unwatched() {
+                        pace.want(Instant::now());
                     }
+                    continue;
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
             (pace.due, pace.gap_due) = (None, None);
             let began = Instant::now();
-            let looked = self.look(&mut connection).await;
+            let looked = self.look(&mut connection, std::mem::take(&mut pace.renews)).await;
             pace.not_before = Instant::now() + began.elapsed() * limits::RELAY_REST;
             match looked {
                 Ok(()) => {
@@ -152,7 +160,12 @@ impl Relay {
         let tail_head = self.feed.tail.head();
         // Another history than the one that this process knows: to look is how it gets to know it.
         let is_current = committed.basis == self.feed.basis() && committed.epoch == self.feed.notices.epoch();
-        if committed.events.is_none() || !is_current {
+        if !is_current {
+            pace.renews = true;
+            pace.want(Instant::now());
+        } else if committed.head > tail_head && self.is_unwatched() {
+            // Nobody waits for it: the timer's look is soon enough.
+        } else if committed.events.is_none() {
             pace.want(Instant::now());
         } else if committed.head > tail_head {
             pace.want_gap();
@@ -219,15 +232,30 @@ impl Relay {
         true
     }
 
-    async fn look(&self, connection: &mut Option<PgConnection>) -> Result<()> {
+    /// Whether nobody waits for events at this process.
+    fn is_unwatched(&self) -> bool {
+        self.feed.hub.watched_feeds() == 0
+    }
+
+    async fn look(&self, connection: &mut Option<PgConnection>, renews: bool) -> Result<()> {
         let is_new = connection.is_none();
         let connection = match connection {
             Some(connection) => connection,
             None => connection.insert(self.db.connect(Purpose::Reads).await?),
         };
         read_deadline(async {
+            if !is_new && !renews && self.scan(connection).await? {
+                return Ok(());
+            }
             let state = self.renew(connection, is_new).await?;
-            self.scan(connection, state.head).await
+            let tail = &self.feed.tail;
+            if self.is_unwatched() && state.head - tail.head() > limits::RELAY_SCAN_EVENTS {
+                // Whoever comes reads the table; the next events are told from memory again.
+                tail.reset(state.head);
+            }
+            // Another history that has begun since is found with the next look.
+            self.scan(connection).await?;
+            Ok(())
         })
         .await
     }
@@ -282,24 +310,29 @@ impl Relay {
         Ok(state)
     }
 
-    /// Adds what is new in the table, up to `head`.
-    async fn scan(&self, connection: &mut PgConnection, head: i64) -> Result<()> {
+    /// Adds what is new in the table, or some of it. Returns false when the table holds another history than the tail.
+    async fn scan(&self, connection: &mut PgConnection) -> Result<bool> {
         let tail = &self.feed.tail;
         let cards = self.feed.cards.cards();
-        while tail.head() < head {
+        loop {
             let page = events::read_all(connection, &cards, tail.head(), limits::RELAY_SCAN_EVENTS).await?;
+            if *self.feed.notices.epoch() != *page.epoch || page.head < tail.head() {
+                return Ok(false);
+            }
             let events = self
                 .encode(page.events(), page.feeds())
                 .map_err(|error| Error::inconsistent(format!("events cannot be written as JSON: {error}")))?;
             let count = events.len();
-            if count == 0 || !self.add(events) {
+            if count > 0 && !self.add(events) || count == 0 && page.head > tail.head() {
                 return Err(Error::inconsistent(format!(
                     "versions are not dense after {}; was the events table changed by hand?",
                     tail.head()
                 )));
             }
             metrics::counter!("deskfeed_relay_scanned_events_total").increment(count as u64);
+            if !page.more {
+                return Ok(true);
+            }
         }
-        Ok(())
     }
 }
