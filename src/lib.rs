@@ -3,7 +3,7 @@
 //! In reading order, lowest first; a module uses only modules above it in this list:
 //!
 //! - [`domain`]: plain data and the desk's rules
-//! - [`clock`], [`lifecycle`], [`config`], [`telemetry`], [`private_pg`]: small machinery that knows nothing of desks
+//! - [`clock`], [`lifecycle`], [`config`], [`notices`], [`telemetry`], [`private_pg`]: small machinery that knows nothing of desks
 //! - [`store`]: the only place with SQL
 //! - [`desk`]: one file per operation that changes something
 //! - [`live`]: everything that runs or waits: writers, relay, parked polls
@@ -15,6 +15,7 @@ pub mod domain;
 pub mod clock;
 pub mod config;
 pub mod lifecycle;
+pub mod notices;
 pub mod private_pg;
 pub mod telemetry;
 

@@ -5,7 +5,7 @@ use std::{io::IsTerminal, sync::OnceLock};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{config::LogArgs, store::notices};
+use crate::{config::LogArgs, notices};
 
 /// Starts logging to standard error.
 ///

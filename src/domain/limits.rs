@@ -142,6 +142,8 @@ pub const PARTITIONS_SWEEP_MS: u64 = 5_000;
 pub const PARTITIONS_LOCK_MS: u64 = 250;
 pub const PARTITIONS_PAUSE_MS: u64 = 1_000;
 
+/// How long a parked poll waits before it asks a database again that was away, in milliseconds.
+pub const POLL_RETRY_MS: u64 = 100;
 /// How long a request waits for PostgreSQL before it is answered 50300, in milliseconds.
 pub const DB_ACQUIRE_MS: u64 = 2_000;
 /// How long one read may take, in milliseconds; the server's own limit (statement_timeout) is shorter.

@@ -21,6 +21,11 @@ impl Lineage {
         self.0.last().map_or("", |history| &history.epoch)
     }
 
+    /// Whether the store has been in this history.
+    pub fn has(&self, epoch: &str) -> bool {
+        self.0.iter().any(|history| history.epoch == epoch)
+    }
+
     /// Whether a reader who was given everything up to `version` in the history `epoch` can go on in the
     /// present one: nothing that it was given has been replaced.
     pub fn continues(&self, epoch: &str, version: i64) -> bool {

@@ -8,7 +8,8 @@
 
 use sqlx::PgConnection;
 
-use super::{Result, notices};
+use super::Result;
+use crate::notices;
 
 /// Waits until everything that this connection has seen is replicated as far as the server's settings ask for.
 ///

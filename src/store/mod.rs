@@ -31,7 +31,6 @@ pub mod events;
 pub mod history;
 pub mod listener;
 pub mod messages;
-pub mod notices;
 pub mod partitions;
 pub mod pool;
 pub mod retention;

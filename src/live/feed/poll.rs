@@ -16,7 +16,7 @@ use moka::sync::Cache;
 use uuid::Uuid;
 
 use self::{
-    answer::{Answer, Found},
+    answer::{Answer, Followed, Found},
     table::Table,
     wait::{Wait, Waited},
 };
@@ -77,10 +77,13 @@ impl Polls {
             None => Box::pin(self.named_feed(query.feed.as_ref())).await?,
         };
         // The database decides whether this history has what the reader was given in that one.
-        let epoch = match query.epoch.as_deref() {
-            Some(epoch) => Box::pin(self.table.check_epoch(epoch, given_up_to(query.cursor))).await?,
-            None => self.feed.notices.epoch(),
+        let mut followed = match query.epoch.as_deref() {
+            Some(epoch) => Followed { epoch: Arc::from(epoch), is_named: true },
+            None => Followed { epoch: self.feed.notices.epoch(), is_named: false },
         };
+        if followed.is_named {
+            followed.epoch = Box::pin(self.table.check_epoch(&followed, given_up_to(query.cursor))).await?;
+        }
         // An admin has no feed, so an admin acknowledges nothing.
         if let Some(subject) = grant.caller.subject().filter(|_| !query.acks.is_empty()) {
             Box::pin(self.acks.record(subject.key, std::mem::take(&mut query.acks))).await?;
@@ -97,8 +100,8 @@ impl Polls {
         // From here on the relay knows of this poll and the poll hears of revocations. Was there one before?
         self.tokens.check(grant).await?;
         match query.cursor {
-            Cursor::After(from) => self.after(wanted, from, epoch, &mut wait).await,
-            _ => self.unacked(wanted, epoch, &mut wait).await,
+            Cursor::After(from) => self.after(wanted, from, followed, &mut wait).await,
+            _ => self.unacked(wanted, followed, &mut wait).await,
         }
     }
 
@@ -136,12 +139,12 @@ impl Polls {
         self.table.feed_of(named).await
     }
 
-    /// Events after a version, for a reader who may go on in the history `epoch`.
+    /// Events after a version, for a reader who may go on in the history that it follows.
     async fn after(
         &self,
         wanted: Wanted,
         from: From,
-        mut epoch: Arc<str>,
+        mut followed: Followed,
         wait: &mut Wait<'_>,
     ) -> Result<Answer, Fault> {
         let from = checked_begin(from, self.clock.now())?;
@@ -160,33 +163,45 @@ impl Polls {
             let mut woken = pin!(watch.woken());
             woken.as_mut().enable();
             let histories = wait.histories();
-            if wait.epoch() != epoch {
-                epoch = Box::pin(self.table.check_epoch(&epoch, seen)).await?;
+            if wait.epoch() != followed.epoch {
+                match Box::pin(self.table.check_epoch(&followed, seen)).await {
+                    Ok(epoch) => followed.epoch = epoch,
+                    Err(fault) => {
+                        Box::pin(wait.ride_out(fault, woken)).await?;
+                        continue;
+                    }
+                }
                 is_confirmed = false;
             }
             let answer = match self.feed.look(wanted.feed, seen, wanted.types, wanted.limit) {
                 // The tail may be of another history than a moment ago.
                 _ if wait.histories() != histories => continue,
                 Look::Found(slice) if slice.more || slice.head >= owed && !wait.is_over() => {
-                    Some(Answer { found: Found::from(slice), epoch: Arc::clone(&epoch) })
+                    Some(Answer { found: Found::from(slice), epoch: Arc::clone(&followed.epoch) })
                 }
                 Look::TooNew if is_confirmed && !wait.is_over() => None,
                 // The table has the last word on what is there now, and on what the tail does not cover.
-                _ => Some(Box::pin(self.table.after(wanted, seen, after)).await?),
+                _ => match Box::pin(self.table.after(wanted, seen, after)).await {
+                    Ok(answer) => Some(answer),
+                    Err(fault) => {
+                        Box::pin(wait.ride_out(fault, woken)).await?;
+                        continue;
+                    }
+                },
             };
             if let Some(Answer { found, epoch: read }) = answer {
-                if read != epoch {
-                    Box::pin(self.table.check_epoch(&epoch, seen)).await?;
-                    epoch = read;
+                if read != followed.epoch {
+                    Box::pin(self.table.check_epoch(&followed, seen)).await?;
+                    followed.epoch = read;
                 }
                 is_confirmed = true;
                 seen = seen.max(found.next);
                 if !found.events.is_empty() || wait.is_over() {
-                    return Ok(Answer { found: Found { next: seen, ..found }, epoch });
+                    return Ok(Answer { found: Found { next: seen, ..found }, epoch: followed.epoch });
                 }
             }
             if let Waited::Over = wait.until_woken(woken).await? {
-                return Ok(Answer { found: Found::nothing(seen), epoch });
+                return Ok(Answer { found: Found::nothing(seen), epoch: followed.epoch });
             }
             if wait.histories() != histories {
                 is_confirmed = false;
@@ -194,8 +209,8 @@ impl Polls {
         }
     }
 
-    /// Events that are not acknowledged, for a reader who may go on in the history `epoch`.
-    async fn unacked(&self, wanted: Wanted, mut epoch: Arc<str>, wait: &mut Wait<'_>) -> Result<Answer, Fault> {
+    /// Events that are not acknowledged, for a reader who may go on in the history that it follows.
+    async fn unacked(&self, wanted: Wanted, mut followed: Followed, wait: &mut Wait<'_>) -> Result<Answer, Fault> {
         let token_id = wait.grant.token_id;
         let mut was_held = false;
         // Up to here everything is acknowledged, as far as the table has told.
@@ -205,8 +220,14 @@ impl Polls {
             let mut woken = pin!(watch.woken());
             woken.as_mut().enable();
             let histories = wait.histories();
-            if wait.epoch() != epoch {
-                epoch = Box::pin(self.table.check_epoch(&epoch, seen.unwrap_or(0))).await?;
+            if wait.epoch() != followed.epoch {
+                match Box::pin(self.table.check_epoch(&followed, seen.unwrap_or(0))).await {
+                    Ok(epoch) => followed.epoch = epoch,
+                    Err(fault) => {
+                        Box::pin(wait.ride_out(fault, woken)).await?;
+                        continue;
+                    }
+                }
                 seen = None;
             }
             // Everything before `seen` was acknowledged when we looked, so what is not lies after it.
@@ -220,21 +241,27 @@ impl Polls {
                 }
                 Some(Look::TooNew) if !wait.is_over() => (Found::nothing(seen.unwrap_or(0)), Arc::from([])),
                 _ => {
-                    let (Answer { found, epoch: read }, versions) = Box::pin(self.table.unacked(wanted)).await?;
-                    if read != epoch {
-                        Box::pin(self.table.check_epoch(&epoch, seen.unwrap_or(0))).await?;
-                        epoch = read;
+                    let (Answer { found, epoch: read }, versions) = match Box::pin(self.table.unacked(wanted)).await {
+                        Ok(read) => read,
+                        Err(fault) => {
+                            Box::pin(wait.ride_out(fault, woken)).await?;
+                            continue;
+                        }
+                    };
+                    if read != followed.epoch {
+                        Box::pin(self.table.check_epoch(&followed, seen.unwrap_or(0))).await?;
+                        followed.epoch = read;
                     }
                     (found, versions)
                 }
             };
             if found.events.is_empty() {
                 if wait.is_over() {
-                    return Ok(Answer { found, epoch });
+                    return Ok(Answer { found, epoch: followed.epoch });
                 }
                 seen = Some(seen.unwrap_or(0).max(found.next));
                 if let Waited::Over = wait.until_woken(woken).await? {
-                    return Ok(Answer { found: Found::nothing(seen.unwrap_or(0)), epoch });
+                    return Ok(Answer { found: Found::nothing(seen.unwrap_or(0)), epoch: followed.epoch });
                 }
             } else if !was_held && !wait.is_over() && self.was_just_given(token_id, &versions) {
                 was_held = true;
@@ -242,7 +269,7 @@ impl Polls {
                 seen = None;
             } else {
                 self.given.insert(token_id, versions);
-                return Ok(Answer { found, epoch });
+                return Ok(Answer { found, epoch: followed.epoch });
             }
             if wait.histories() != histories {
                 seen = None;

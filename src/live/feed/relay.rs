@@ -99,7 +99,8 @@ impl Relay {
         let mut connection: Option<PgConnection> = None;
         let mut sweep = interval(Duration::from_millis(limits::SWEEP_MS));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut pace = Pace { due: None, gap_due: None, renews: true, not_before: Instant::now(), ahead: BTreeMap::new() };
+        let mut pace =
+            Pace { due: None, gap_due: None, renews: true, not_before: Instant::now(), ahead: BTreeMap::new() };
         let mut answers = false;
         loop {
             let due = pace.next();

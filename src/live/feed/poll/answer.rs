@@ -57,3 +57,11 @@ impl From<Slice> for Found {
         Self { events, next, more: slice.more }
     }
 }
+
+/// The history that a reader's versions are of.
+#[derive(Debug, Clone)]
+pub struct Followed {
+    pub epoch: Arc<str>,
+    /// Whether the reader has said so; else it is the present history of when the poll began.
+    pub is_named: bool,
+}

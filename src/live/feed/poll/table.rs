@@ -6,7 +6,7 @@ use std::sync::Arc;
 use chrono_tz::Tz;
 use sqlx::PgConnection;
 
-use super::answer::{Answer, Events, Found};
+use super::answer::{Answer, Events, Followed, Found};
 use crate::{
     domain::{
         cursor::From,
@@ -68,9 +68,11 @@ impl Table {
     ///
     /// # Errors
     /// 41001.
-    pub async fn check_epoch(&self, epoch: &str, version: i64) -> Result<Arc<str>, Fault> {
+    pub async fn check_epoch(&self, followed: &Followed, version: i64) -> Result<Arc<str>, Fault> {
         let (lineage, head) = self.db.read(history::lineage).await?;
-        if lineage.continues(epoch, version) {
+        // Of a history that this store has never heard of nothing is known, so a reader who names none goes on.
+        let is_foreign = !lineage.has(&followed.epoch);
+        if lineage.continues(&followed.epoch, version) || is_foreign && !followed.is_named {
             Ok(Arc::from(lineage.epoch()))
         } else {
             Err(Fault::HistoryUnknown { head, epoch: lineage.epoch().to_owned() })

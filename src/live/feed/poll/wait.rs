@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use crate::{
-    domain::{cursor::Query, fault::Fault},
+    domain::{cursor::Query, fault::Fault, limits},
     live::{
         auth::tokens::{Grant, Tokens},
         feed::notices::{Notice, Notices},
@@ -32,6 +32,8 @@ pub(super) struct Wait<'a> {
     until: Instant,
     /// Whether the reader wants an answer at once.
     is_instant: bool,
+    /// Whether it has waited: then a database that is away is waited for as well.
+    has_waited: bool,
 }
 
 impl<'a> Wait<'a> {
@@ -41,7 +43,7 @@ impl<'a> Wait<'a> {
         let part = 1.0 - 0.1 * f64::from(fraction());
         let until = Instant::now() + Duration::from_secs(query.wait_s).mul_f64(part);
         let (changes, is_instant) = (notices.subscribe(), query.wait_s == 0);
-        Self { tokens, notices, grant, changes, until, is_instant }
+        Self { tokens, notices, grant, changes, until, is_instant, has_waited: false }
     }
 
     pub fn is_over(&self) -> bool {
@@ -72,7 +74,20 @@ impl<'a> Wait<'a> {
         self.until_woken_by(woken, until).await
     }
 
+    /// A poll that was parked before the database was away waits until it is back, as long as its time lasts.
+    ///
+    /// # Errors
+    /// `fault`, if it is another one, or time is over.
+    pub async fn ride_out(&mut self, fault: Fault, woken: impl Future<Output = ()>) -> Result<(), Fault> {
+        if !self.has_waited || self.is_over() || !matches!(fault, Fault::Unavailable { .. }) {
+            return Err(fault);
+        }
+        self.until_woken_or(woken, Duration::from_millis(limits::POLL_RETRY_MS)).await?;
+        if self.is_over() || Instant::now() >= self.until { Err(fault) } else { Ok(()) }
+    }
+
     async fn until_woken_by(&mut self, woken: impl Future<Output = ()>, until: Instant) -> Result<Waited, Fault> {
+        self.has_waited = true;
         let waited = tokio::select! {
             () = woken => Waited::Woken,
             () = sleep_until(until) => Waited::Over,
