@@ -37,6 +37,7 @@ mod restore;
 mod retention;
 mod revocation;
 mod roles;
+mod rubbish;
 mod schema;
 mod seed_flows;
 mod send;

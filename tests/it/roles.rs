@@ -272,7 +272,8 @@ async fn functions_are_nobodys_but_whom_they_are_granted_to_and_find_what_they_n
     .fetch_all(&mut sql)
     .await
     .expect("the catalog");
-    let unpinned: Vec<&str> = functions.iter().filter(|(_, pinned, _)| !pinned).map(|(name, ..)| name.as_str()).collect();
+    let unpinned: Vec<&str> =
+        functions.iter().filter(|(_, pinned, _)| !pinned).map(|(name, ..)| name.as_str()).collect();
     assert_eq!(unpinned, Vec::<&str>::new(), "whoever calls it decides what its names mean");
     let granted: Vec<(&str, String)> = functions
         .iter()
@@ -397,7 +398,12 @@ async fn serve_says_when_its_role_may_do_more_or_less_than_it_needs() {
     );
     sqlx::raw_sql(AssertSqlSafe(made)).execute(&mut sql).await.expect("the DBA may");
     let said = says(&postgres::as_role(&url, &member)).await;
-    for word in [MORE, "may delete events; may truncate events; may execute put_agent; may delete sessions", LESS, "execute on settle_append"] {
+    for word in [
+        MORE,
+        "may delete events; may truncate events; may execute put_agent; may delete sessions",
+        LESS,
+        "execute on settle_append",
+    ] {
         assert!(said.contains(word), "{word}: {said}");
     }
     let gone = format!("drop owned by {member}; drop role {member}");
