@@ -412,7 +412,7 @@ async fn what_is_wrong_with_a_server_is_found() {
         ("settings", "full_page_writes=off", "critical"),
         ("settings", "autovacuum=off", "warning"),
         ("settings", "idle_in_transaction_session_timeout=0", "note"),
-        ("connections", "3 replicas need up to 51 connections, of 37", "warning"),
+        ("connections", "3 replicas need up to 59 connections, of 37", "warning"),
         ("replication", "no standby", "ok"),
         ("indexes", "all are valid", "ok"),
     ] {
