@@ -258,10 +258,8 @@ fn text_of(body: &[u8]) -> String {
 
 #[test]
 fn what_appends_is_known_by_its_name_and_its_call() {
-    for text in [
-        "/* appends.append */ select * from append($1)",
-        "/* appends.append */ select version from append($1)",
-    ] {
+    for text in ["/* appends.append */ select * from append($1)", "/* appends.append */ select version from append($1)"]
+    {
         assert!(is_append(text), "{text}");
     }
     for text in [
