@@ -12,9 +12,12 @@ FROM ${RUST_IMAGE} AS dependencies
 WORKDIR /src
 ENV CARGO_INCREMENTAL=0 CARGO_NET_RETRY=5 CARGO_TERM_PROGRESS_WHEN=never
 COPY Cargo.toml Cargo.lock ./
-# Cargo wants the file of each [[bench]] that Cargo.toml names, though it builds none: empty ones do, and stay.
-RUN mkdir src benches \
+COPY crates/bench/Cargo.toml crates/bench/
+# Cargo wants a target of each member of the workspace, and the file of each [[bench]] that Cargo.toml names, though
+# it builds none of them: empty ones do, and stay.
+RUN mkdir src benches crates/bench/src \
  && echo 'fn main() {}' > src/main.rs \
+ && echo 'fn main() {}' > crates/bench/src/main.rs \
  && : > src/lib.rs \
  && sed -n '/^\[\[bench\]\]/,/^$/s/^name *= *"\(.*\)"$/\1/p' Cargo.toml > benches.txt \
  && while read -r bench; do : > "benches/$bench.rs"; done < benches.txt \

@@ -152,7 +152,76 @@ def growth(run, axes):
     return True
 
 
-PLOTS = {"append": append, "wake": wake, "pages": pages, "memory": memory, "growth": growth}
+def replicas(run, axes):
+    senders = sorted({
+        int(match.group(1).replace(",", ""))
+        for figure in run.figures
+        if figure["job"] == "replicas" and (match := re.fullmatch(r"\d+ process(?:es)?, ([\d,]+) senders?", figure["what"]))
+    })
+    numbers = set()
+    for count in senders:
+        points = run.by_number("replicas", rf"(\d+) process(?:es)?, {count:,} senders?", "throughput")
+        numbers.update(points)
+        line(axes, points, f"{count:,} senders")
+    if not numbers:
+        return False
+    axes.set(xlabel="service processes on one PostgreSQL", ylabel="messages/s", ylim=(0, None))
+    axes.set_title("Senders divided over several processes")
+    ticks(axes, numbers)
+    return True
+
+
+def operations(run, axes):
+    """What is measured next to as many pure senders."""
+    bars = [
+        (f"{figure['job']}: {figure['what']}", statistics.median(figure["rounds"]), statistics.median(figure["yardstick_rounds"]))
+        for figure in run.figures
+        if figure["metric"] == "throughput" and figure["yardstick"] == "pure senders"
+    ]
+    if not bars:
+        return False
+    places = range(len(bars))
+    axes.barh([place - 0.2 for place in places], [ours for _, ours, _ in bars], 0.4, label="operations/s (acks: events/s)")
+    axes.barh(
+        [place + 0.2 for place in places], [pure for _, _, pure in bars], 0.4, label="messages/s of as many pure senders", color="tab:gray"
+    )
+    axes.set_yticks(list(places), [what for what, _, _ in bars])
+    axes.invert_yaxis()
+    axes.set(xlabel="per second")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_title("What a desk does, next to messages alone")
+    axes.figure.set_figheight(max(3, 0.45 * len(bars) + 1.5))
+    return True
+
+
+def distance(run, axes):
+    lines = {}
+    for figure in run.figures:
+        match = re.fullmatch(r"(near|[\d.]+ ms away), (\d+ process(?:es)?), ([\d,]+ (?:senders?|conversations?))", figure["what"])
+        if (figure["job"], figure["metric"], figure["yardstick"]) == ("distance", "throughput", None) and match:
+            place, processes, load = match.groups()
+            away = 0.0 if place == "near" else float(place.split()[0])
+            lines.setdefault(f"{load}, {processes}", {})[away] = figure["rounds"]
+    for name, points in lines.items():
+        style = "--" if "conversation" in name else "-"
+        line(axes, dict(sorted(points.items())), name, linestyle=style)
+    if not lines:
+        return False
+    axes.set(xlabel="round trip to PostgreSQL, ms", ylabel="messages/s (dashed: operations/s)", yscale="log")
+    axes.set_title("PostgreSQL at a distance")
+    return True
+
+
+PLOTS = {
+    "append": append,
+    "wake": wake,
+    "replicas": replicas,
+    "operations": operations,
+    "distance": distance,
+    "pages": pages,
+    "memory": memory,
+    "growth": growth,
+}
 
 
 def main():

@@ -14,9 +14,9 @@ use deskfeed::{
         ids::{FeedKey, MessageId},
         message::{ContentType, Message, MessageType},
     },
-    live::{
+    live::feed::{
         hub::Hub,
-        tail::{Encoded, Look, Tail},
+        tail::{EncodedEvent, Look, Tail},
     },
 };
 use divan::{Bencher, black_box, counter::ItemsCount};
@@ -53,10 +53,10 @@ fn event(version: i64) -> Event {
     }
 }
 
-fn encoded(versions: std::ops::Range<i64>) -> Vec<Encoded> {
+fn encoded(versions: std::ops::Range<i64>) -> Vec<EncodedEvent> {
     let json = encode([event(1).shown()].into_iter(), Tz::UTC).unwrap().remove(0);
     versions
-        .map(|version| Encoded {
+        .map(|version| EncodedEvent {
             version,
             feed: FeedKey(i32::try_from(version % 100).unwrap()),
             r#type: EventType::Message,

@@ -101,6 +101,82 @@ fn modules_use_only_lower_ranks() {
     assert!(edges > 50, "the test has found {edges} uses: does it still read them?");
 }
 
+/// The paths of a `use` tree: `a::{b, c::{self, d}}` is `a::b`, `a::c` and `a::c::d`.
+fn leaves(tree: &str) -> Vec<String> {
+    let Some((before, group)) = tree.split_once('{') else {
+        return vec![tree.trim().trim_end_matches("::self").to_owned()];
+    };
+    let group = group.trim_end().strip_suffix('}').expect("a group ends");
+    let (mut paths, mut depth, mut start) = (Vec::new(), 0, 0);
+    for (at, c) in group.char_indices().chain([(group.len(), ',')]) {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                let part = group[start..at].trim();
+                if !part.is_empty() {
+                    paths.extend(leaves(&format!("{}{part}", before.trim())));
+                }
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    paths
+}
+
+/// The modules of `live` that a file uses, of those that there are.
+fn uses(own: &[String], text: &str, modules: &[Vec<String>]) -> Vec<Vec<String>> {
+    let text = text.split("#[cfg(test)]").next().expect("some text");
+    let trees = text.split("\nuse ").skip(1).filter_map(|rest| rest.split(';').next());
+    let absolute = |path: String| {
+        let (mut at, mut rest) = (own.to_vec(), path.as_str());
+        if let Some(of_crate) = rest.strip_prefix("crate::") {
+            (at, rest) = (Vec::new(), of_crate);
+        }
+        while let Some(upward) = rest.strip_prefix("super::") {
+            at.pop();
+            rest = upward;
+        }
+        at.extend(rest.trim_start_matches("self::").split("::").map(str::to_owned));
+        at
+    };
+    trees
+        .flat_map(leaves)
+        .map(absolute)
+        .filter_map(|path| modules.iter().filter(|module| path.starts_with(module)).max_by_key(|module| module.len()))
+        .filter(|module| *module != own)
+        .cloned()
+        .collect()
+}
+
+#[test]
+fn files_of_live_do_not_use_each_other_in_circles() {
+    let files: Vec<(Vec<String>, String)> = files("src/live", "rs")
+        .into_iter()
+        .map(|(path, text)| {
+            let path = path.with_extension("");
+            let parts = path.components().skip(1).map(|part| part.as_os_str().to_string_lossy().into_owned());
+            (parts.filter(|part| part != "mod").collect(), text)
+        })
+        .collect();
+    let modules: Vec<Vec<String>> = files.iter().map(|(module, _)| module.clone()).collect();
+    let mut left: Vec<(Vec<String>, Vec<Vec<String>>)> =
+        files.iter().map(|(module, text)| (module.clone(), uses(module, text, &modules))).collect();
+    let edges: usize = left.iter().map(|(_, used)| used.len()).sum();
+    assert!(edges > 20, "the test has found {edges} uses: does it still read them?");
+    // Those who use nobody that is left are in no circle.
+    loop {
+        let remaining: Vec<Vec<String>> = left.iter().map(|(module, _)| module.clone()).collect();
+        left.retain(|(_, used)| used.iter().any(|used| remaining.contains(used)));
+        if left.len() == remaining.len() {
+            break;
+        }
+    }
+    let circle: Vec<String> = left.iter().map(|(module, _)| module.join("::")).collect();
+    assert!(circle.is_empty(), "in a circle, or using one: {circle:?}");
+}
+
 #[test]
 fn sql_stands_in_the_store_only() {
     for (path, text) in files("src", "rs") {
@@ -124,7 +200,7 @@ fn statements_name_the_function_they_belong_to() {
 #[test]
 fn nothing_is_left_over() {
     let leftovers = ["FIX".to_owned() + "ME", "XX".to_owned() + "X", "todo".to_owned() + "!(", "dbg".to_owned() + "!("];
-    for folder in ["src", "tests"] {
+    for folder in ["src", "tests", "crates"] {
         for (path, text) in files(folder, "rs") {
             for leftover in &leftovers {
                 assert!(!text.contains(leftover.as_str()), "{} holds {leftover}", path.display());
@@ -149,7 +225,7 @@ fn paths_named_in_the_documents_exist() {
             .skip(1)
             .step_by(2)
             .filter(|word| {
-                ["src/", "tests/", "docs/", "migrations/", "deploy/", ".ci/"]
+                ["src/", "crates/", "tests/", "docs/", "migrations/", "deploy/", ".ci/"]
                     .iter()
                     .any(|start| word.starts_with(start))
             })

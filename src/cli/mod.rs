@@ -1,7 +1,6 @@
 //! The commands. Wiring, top to bottom, and no logic.
 
 pub mod backfill;
-pub mod bench;
 pub mod database;
 pub mod demo;
 pub mod doctor;
@@ -52,11 +51,6 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Plays conversations through the HTTP interface and checks that nothing is lost.
     Demo(Box<demo::DemoArgs>),
-    /// Measures the service beside what the same machine does without it.
-    Bench(Box<bench::BenchArgs>),
-    /// Serves what the benchmark compares with.
-    #[command(hide = true)]
-    BenchYardsticks(bench::yardsticks::YardsticksArgs),
     /// Applies the migrations, or shows what is missing.
     Migrate(migrate::MigrateArgs),
     /// Writes the whole store into a file, while the service runs.
@@ -107,8 +101,6 @@ pub fn main() -> ExitCode {
         match command {
             Command::Serve(args) => serve::run(&args, pages.as_ref().map(Runtime::handle)).await,
             Command::Demo(args) => demo::run(&args).await,
-            Command::Bench(args) => bench::run(&args).await,
-            Command::BenchYardsticks(args) => bench::yardsticks::serve(&args).await,
             Command::Migrate(args) => migrate::run(&args).await,
             Command::Export(args) => export::run(&args).await,
             Command::Import(args) => import::run(&args).await,

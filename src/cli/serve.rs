@@ -7,9 +7,10 @@ use sqlx::PgConnection;
 use tokio::{
     runtime::Handle,
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot, watch},
+    sync::oneshot,
     time::timeout,
 };
+use uuid::Uuid;
 
 use super::{
     database::{Database, check_schema, connect, migrate},
@@ -27,14 +28,12 @@ use crate::{
     lifecycle::Lifecycle,
     live::{
         ack_writer::AckWriter,
-        activity::{self, Activity},
-        append::{self, notifier},
-        freshness::Freshness,
-        parked::Parked,
-        partitions,
-        poll::Polls,
-        relay::{self, Live, Relay},
-        tokens::Tokens,
+        append,
+        auth::{activity::Activity, freshness::Freshness, tokens::Tokens},
+        feed::{
+            Feed, hints::Hints, listen::Listening, parked::Parked, poll::Polls, publisher::Publisher, relay::Relay,
+        },
+        upkeep,
     },
     store::{
         pool::{Db, is_on_this_machine},
@@ -43,19 +42,17 @@ use crate::{
     telemetry,
 };
 
-/// Batches that may wait for the relay; beyond that it looks for itself.
-const RELAY_QUEUE: usize = 64;
 /// How long a start waits for the first contact with the database.
 const FIRST_CONTACT: Duration = Duration::from_secs(30);
 /// How long connections may take to end when the service stops. The rest of
 /// [`limits::SHUTDOWN_S`] is for the writers and the private PostgreSQL.
 const CONNECTIONS_END: Duration = Duration::from_secs(limits::SHUTDOWN_S - 4);
 
-/// `page_threads` read pages, if there are any.
+/// Runs the command; `page_threads` read pages, if there are any.
 pub async fn run(args: &ServeArgs, page_threads: Option<&Handle>) -> anyhow::Result<ExitCode> {
     raise_open_files();
     let admin_token = args.admin_token()?;
-    // Before anything that takes long: two services on one address are a common mistake.
+    // Before anything slow: two services on one address are a common mistake.
     let bound = Bound::to(args.listen).with_context(|| {
         format!("cannot listen on {}; is another program using it? Set DESKFEED_LISTEN", args.listen)
     })?;
@@ -86,7 +83,7 @@ async fn serve(
     check_schema(&mut connection).await?;
     check_settings(&mut connection, args.allow_unsafe).await?;
     if !database.is_private {
-        tell_of_rights(&mut connection).await?;
+        log_rights(&mut connection).await?;
     }
     if database.is_private && admin_token.is_none() && !tokens::any_admin(&mut connection).await? {
         let secret = token::create(&mut connection, Role::Admin, None, None).await?;
@@ -110,27 +107,27 @@ async fn serve(
     Ok(if crashed || !stopped { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// How many threads do what.
+/// How many threads serve requests and how many read pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Threads {
-    /// Requests, and all else.
+    /// Threads for requests and everything else.
     pub service: usize,
-    /// Pages of the table; 0: they are read where requests are served.
+    /// Threads for pages of the table; 0: they are read on those for requests.
     pub pages: usize,
 }
 
 impl Threads {
-    /// As asked, or by what this machine has.
+    /// As configured, or by what this machine has.
     pub fn of(args: &ServeArgs) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        // A setting that cannot be read is told of by the start itself.
+        // The start itself reports a setting that cannot be read.
         let url = args.database.url().ok().flatten();
         Self::on(cores, args.threads.map(usize::from), url.is_none_or(|url| is_on_this_machine(&url)))
     }
 
-    /// PostgreSQL needs some of the cores where it shares them, and threads that find nothing to do are woken
-    /// all the same: with half as many, one sender is answered a third sooner. Pages may have all cores then:
-    /// those threads are woken by nothing else.
+    /// PostgreSQL needs some of the cores if it shares them, and idle threads are woken all the same: with half as
+    /// many, one sender is answered a third sooner (`bench/record`). Pages may then have all cores: nothing else
+    /// wakes those threads.
     fn on(cores: usize, asked: Option<usize>, shared: bool) -> Self {
         let service = asked.unwrap_or(if shared { cores.div_ceil(2) } else { cores });
         Self { service, pages: if service < cores { cores } else { 0 } }
@@ -140,13 +137,12 @@ impl Threads {
 /// A running service.
 pub struct Desk {
     address: SocketAddr,
-    live: Arc<Live>,
+    /// Holds the writers' handles, too: a writer whose handles are all gone ends.
+    app: App,
     /// The accept loop and the connections.
     serving: Lifecycle,
     /// Writers, relay and the like: they end after the connections.
     working: Lifecycle,
-    /// Keeps the writers' handles: a writer whose handles are all gone ends.
-    _app: App,
 }
 
 impl Desk {
@@ -159,53 +155,65 @@ impl Desk {
         let metrics = telemetry::metrics();
         let address = bound.address()?;
         let (serving, working) = (Lifecycle::default(), Lifecycle::default());
-        let freshness = Arc::new(Freshness::default());
-        let tokens = Tokens::new(db.clone(), Clock, Arc::clone(&freshness), admin_token);
-        let parked = Arc::new(Parked::new(args.polls_per_token));
-        let live = Arc::new(Live::new(db.clone(), tokens, Arc::clone(&freshness), parked, args.timezone));
+        let stopping = || working.stopping().clone();
 
-        let (committed, to_relay) = mpsc::channel(RELAY_QUEUE);
+        let freshness: Arc<Freshness> = Arc::default();
+        let tokens = Arc::new(Tokens::new(db.clone(), Clock, Arc::clone(&freshness), admin_token));
+        let parked = Arc::new(Parked::new(args.polls_per_token));
+        let feed = Arc::new(Feed::new(Arc::clone(&freshness), args.timezone));
+        let hints: Arc<Hints> = Arc::default();
+        // Marks what this process notifies: its own appends are no news to it.
+        let sender = Uuid::new_v4().as_u64_pair().0;
+        let (publisher, committed) = Publisher::new(Arc::clone(&feed), Arc::clone(&hints));
+
         let (first_look, looked) = oneshot::channel();
-        let relay = Relay { live: Arc::clone(&live), committed: to_relay, first_look: Some(first_look) };
-        working.spawn("relay", relay.run(working.stopping().clone()));
-        working.spawn("listener", relay::listen(Arc::clone(&live), working.stopping().clone()));
+        let relay = Relay {
+            db: db.clone(),
+            feed: Arc::clone(&feed),
+            freshness: Arc::clone(&freshness),
+            tokens: Arc::clone(&tokens),
+            parked: Arc::clone(&parked),
+            hints: Arc::clone(&hints),
+            committed,
+            first_look: Some(first_look),
+        };
+        working.spawn("relay", relay.run(stopping()));
+        let listening = Listening { db: db.clone(), feed: Arc::clone(&feed), hints: Arc::clone(&hints), sender };
+        working.spawn("listener", listening.run(stopping()));
         if !matches!(timeout(FIRST_CONTACT, looked).await, Ok(Ok(()))) {
             bail!("PostgreSQL does not answer; see the log for its reason");
         }
-
-        if let Err(error) = live.tokens.preload().await {
-            tracing::debug!(error = %error, "no tokens were read ahead");
+        if let Err(error) = tokens.preload().await {
+            tracing::debug!(error = %error, "no tokens were preloaded");
         }
 
-        let (heads, notified) = watch::channel(0);
-        working.spawn("notifier", notifier::run(Arc::clone(&live), notified, working.stopping().clone()));
-        let (writer, lanes) = append::lanes(&live, committed, heads);
+        let (writer, lanes, notifier) = append::start(db.clone(), publisher, Arc::clone(&hints), sender);
         for lane in lanes {
-            working.spawn("append lane", lane.run(working.stopping().clone()));
+            working.spawn("append lane", lane.run(stopping()));
         }
-        let (acks, ack_task) = AckWriter::new(Arc::clone(&live));
-        working.spawn("ack writer", ack_task.run(working.stopping().clone()));
-        let activity = Arc::new(Activity::default());
-        working.spawn(
-            "activity",
-            activity::run(Arc::clone(&activity), db.clone(), freshness, writer.clone(), working.stopping().clone()),
+        working.spawn("notifier", notifier.run(stopping()));
+        let (acks, ack_task) = AckWriter::new(db.clone());
+        working.spawn("ack writer", ack_task.run(stopping()));
+        let activity: Arc<Activity> = Arc::default();
+        let recording = upkeep::activity::run(
+            Arc::clone(&activity),
+            db.clone(),
+            Arc::clone(&freshness),
+            writer.clone(),
+            stopping(),
         );
+        working.spawn("activity", recording);
+        working.spawn("partitions", upkeep::partitions::run(db.clone(), stopping()));
 
-        working.spawn("partitions", partitions::run(db, working.stopping().clone()));
-
-        let app = App::new(Parts {
-            live: Arc::clone(&live),
-            writer,
-            polls: Polls::new(Arc::clone(&live), acks, Arc::clone(&activity), Clock),
-            activity,
-            rate: Rate::new(args.requests_per_second),
-            metrics,
-        });
+        let polls =
+            Polls::new(db.clone(), Arc::clone(&feed), Arc::clone(&tokens), parked, acks, Arc::clone(&activity), Clock);
+        let rate = Rate::new(args.requests_per_second);
+        let app = App::new(Parts { db, feed, freshness, hints, tokens, writer, polls, activity, rate, metrics });
         let listener = bound.listen().with_context(|| {
             format!("cannot listen on {address}: another program began to meanwhile; stop one of them, or set DESKFEED_LISTEN")
         })?;
         serving.spawn("accept loop", server::serve(listener, front(app.clone()), serving.clone()));
-        Ok(Self { address, live, serving, working, _app: app })
+        Ok(Self { address, app, serving, working })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -220,10 +228,9 @@ impl Desk {
         }
     }
 
-    /// Stops: takes nothing new, answers parked polls with what there is, finishes what is being
-    /// written.
+    /// Stops: accepts nothing new, answers parked polls with what there is, finishes what is being written.
     pub async fn stop(&self) {
-        self.live.bulletin.drain();
+        self.app.feed.notices.drain();
         self.serving.stopping().cancel();
         if timeout(CONNECTIONS_END, self.serving.finished()).await.is_err() {
             tracing::warn!("some connections did not end in time; they are cut");
@@ -234,11 +241,11 @@ impl Desk {
         if timeout(Duration::from_secs(3), self.working.finished()).await.is_err() {
             tracing::warn!("the writers did not end in time");
         }
-        self.live.db.close().await;
+        self.app.db.close().await;
     }
 }
 
-/// Whether a crash of PostgreSQL could take what was acknowledged.
+/// Refuses settings with which a crash of PostgreSQL could lose what was acknowledged.
 async fn check_settings(connection: &mut PgConnection, allow_unsafe: bool) -> anyhow::Result<()> {
     let unsafe_settings = crate::store::schema::unsafe_settings(connection).await?;
     if unsafe_settings.is_empty() {
@@ -257,8 +264,8 @@ async fn check_settings(connection: &mut PgConnection, allow_unsafe: bool) -> an
     )
 }
 
-/// Says in the log when the database role may do more than the service needs, or less.
-async fn tell_of_rights(connection: &mut PgConnection) -> anyhow::Result<()> {
+/// Logs what the database role may do beyond what the service needs, and what it lacks.
+async fn log_rights(connection: &mut PgConnection) -> anyhow::Result<()> {
     let role = rights::current_role(connection).await?;
     let excess = rights::excess(connection, &role).await?;
     if !excess.is_empty() {

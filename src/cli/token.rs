@@ -11,7 +11,7 @@ use super::database::{Database, check_schema, connect};
 use crate::{
     config::DatabaseArgs,
     domain::{caller::Role, fault::Fault},
-    live::tokens::issue,
+    live::auth::issue::issue,
     store::{pool::Db, tokens},
 };
 

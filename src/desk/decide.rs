@@ -54,6 +54,9 @@ pub enum Decided {
     AskAgain,
 }
 
+/// Answers to messages of a request, by their position in it.
+pub type Answers = Vec<(usize, Result<Sent, Fault>)>;
+
 impl Request {
     pub fn new(command: Command) -> Self {
         let messages = if let Command::Send { messages, .. } = &command { messages.len() } else { 0 };
@@ -61,11 +64,7 @@ impl Request {
     }
 
     /// Decides what is left of it.
-    pub fn decide<'a>(
-        &'a self,
-        facts: &Facts,
-        ledger: &mut Ledger<'a>,
-    ) -> (Decided, Vec<(usize, Result<Sent, Fault>)>) {
+    pub fn decide<'a>(&'a self, facts: &Facts, ledger: &mut Ledger<'a>) -> (Decided, Answers) {
         if let Command::Send { caller, messages } = &self.command {
             return self.decide_messages(facts, ledger, caller, messages);
         }
@@ -76,7 +75,7 @@ impl Request {
                 ledger.batch.assign = true;
                 Decided::Written(Slot::Assign)
             }
-            command => self.decide_session(facts, ledger, command),
+            command => Self::decide_session(facts, ledger, command),
         };
         (decided, Vec::new())
     }
@@ -87,7 +86,7 @@ impl Request {
         ledger: &mut Ledger<'a>,
         caller: &Caller,
         messages: &'a [NewMessage],
-    ) -> (Decided, Vec<(usize, Result<Sent, Fault>)>) {
+    ) -> (Decided, Answers) {
         let (mut answers, mut slots, mut asks, mut later) = (Vec::new(), Vec::new(), false, false);
         let open = messages.iter().zip(&self.sent).enumerate().filter(|(_, (_, sent))| sent.is_none());
         for (position, (message, _)) in open {
@@ -108,7 +107,7 @@ impl Request {
         (decided, answers)
     }
 
-    fn decide_session<'a>(&'a self, facts: &Facts, ledger: &mut Ledger<'a>, command: &'a Command) -> Decided {
+    fn decide_session<'a>(facts: &Facts, ledger: &mut Ledger<'a>, command: &'a Command) -> Decided {
         let Some(session_id) = command.session_ids().first().copied() else { return Decided::Later };
         let Some(fact) = facts.sessions.get(session_id) else { return Decided::AskAgain };
         if !ledger.has_room(limits::APPEND_COST_OF_A_CHANGE, 0) {

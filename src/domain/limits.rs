@@ -74,6 +74,8 @@ pub const APPEND_ANSWER_MS: u64 = 5_000;
 /// Appends of one process that are under way at the same time: while the server commits one, the
 /// answers to another are given and the next is decided.
 pub const APPEND_LANES: usize = 2;
+/// How long after another process's append a process counts as not alone, in milliseconds.
+pub const APPEND_CONTENDED_MS: u64 = 50;
 /// Shortest time between two notifications of other processes under load, in milliseconds.
 pub const NOTIFY_PAUSE_MS: u64 = 2;
 /// Versions end before this number: larger whole numbers are Ids (wire contract).

@@ -24,7 +24,7 @@ use crate::{
         limits,
         message::require_web_url,
     },
-    live::tokens::issue,
+    live::auth::issue::issue,
     store::{
         agents::{self, AgentChange, AgentLine},
         barrier::{self, Barrier},
@@ -79,7 +79,7 @@ pub async fn put_agent(
     };
     let id = change.id.clone();
     app.writer.submit(Command::PutAgent { caller: grant.caller.clone(), change }).await?;
-    let line = app.live.db.read(async |connection| agents::find_line(connection, id.as_str()).await).await?;
+    let line = app.db.read(async |connection| agents::find_line(connection, id.as_str()).await).await?;
     Ok(Json(agent_answer(line.ok_or_else(|| Fault::internal("an agent is not there after it was put"))?)))
 }
 
@@ -88,7 +88,7 @@ pub async fn put_agent(
     responses((status = 200, body = Vec<AgentAnswer>), (status = "default", body = ProblemSchema, content_type = "application/problem+json")))]
 pub async fn list_agents(State(app): State<App>, Holder(grant): Holder) -> Result<Json<Vec<AgentAnswer>>, Problem> {
     grant.caller.require_admin()?;
-    let lines = app.live.db.read(agents::list_agents).await?;
+    let lines = app.db.read(agents::list_agents).await?;
     Ok(Json(lines.into_iter().map(agent_answer).collect()))
 }
 
@@ -103,7 +103,7 @@ pub async fn put_gateway(
     grant.caller.require_admin()?;
     let id = FeedId::parse(&request.id, "Id")?;
     let name = checked_optional_text(request.name, "Name", limits::NAME_CHARS_MAX)?;
-    let put = app.live.db.change(async |connection| agents::put_gateway(connection, &id, name.as_deref()).await);
+    let put = app.db.change(async |connection| agents::put_gateway(connection, &id, name.as_deref()).await);
     let kept = put.await?;
     let name = kept.ok_or_else(|| Fault::OtherKind(id.to_string(), "an agent"))?;
     Ok(Json(GatewayAnswer { id: id.to_string(), name }))
@@ -114,7 +114,7 @@ pub async fn put_gateway(
     responses((status = 200, body = Vec<GatewayAnswer>), (status = "default", body = ProblemSchema, content_type = "application/problem+json")))]
 pub async fn list_gateways(State(app): State<App>, Holder(grant): Holder) -> Result<Json<Vec<GatewayAnswer>>, Problem> {
     grant.caller.require_admin()?;
-    let lines = app.live.db.read(agents::list_gateways).await?;
+    let lines = app.db.read(agents::list_gateways).await?;
     Ok(Json(lines.into_iter().map(|(id, name)| GatewayAnswer { id, name }).collect()))
 }
 
@@ -133,7 +133,7 @@ pub async fn create_token(
     }
     let subject = request.subject.filter(|subject| !subject.is_empty());
     let issued =
-        app.live.db.change(async |connection| issue(connection, role, subject.as_deref(), request.expires_in).await);
+        app.db.change(async |connection| issue(connection, role, subject.as_deref(), request.expires_in).await);
     let (token_id, secret) = issued.await??;
     tracing::info!(%token_id, role = role.name(), "a token was made");
     Ok(Json(NewTokenAnswer { token_id: token_id.to_string(), token: secret }))
@@ -151,7 +151,6 @@ pub async fn revoke_token(
     let token_id = Uuid::try_parse(&request.token_id)
         .map_err(|_| Fault::malformed("TokenId must be one that /admin/token has given"))?;
     let found = app
-        .live
         .db
         .change(async |connection| {
             barrier::committed(connection, Barrier::Always, async |c| tokens::revoke(c, token_id).await).await
@@ -160,7 +159,7 @@ pub async fn revoke_token(
     if !found {
         return Err(Fault::malformed("TokenId names no token").into());
     }
-    app.live.hint();
+    app.hints.look();
     tracing::info!(%token_id, "a token was revoked");
     Ok(Json(RevokeAnswer { token_id: token_id.to_string(), revoked: true }))
 }
@@ -170,7 +169,7 @@ pub async fn revoke_token(
     responses((status = 200, body = Vec<TokenAnswer>), (status = "default", body = ProblemSchema, content_type = "application/problem+json")))]
 pub async fn list_tokens(State(app): State<App>, Holder(grant): Holder) -> Result<Json<Vec<TokenAnswer>>, Problem> {
     grant.caller.require_admin()?;
-    let lines = app.live.db.read(tokens::list).await?;
+    let lines = app.db.read(tokens::list).await?;
     let answers = lines
         .into_iter()
         .map(|line| TokenAnswer {

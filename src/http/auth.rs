@@ -1,4 +1,4 @@
-//! Who asks: checked before anything else of a request is looked at.
+//! Authentication: before anything else of a request is looked at.
 
 use std::sync::Arc;
 
@@ -6,15 +6,15 @@ use axum::extract::FromRequestParts;
 use http::{Extensions, HeaderMap, header, request::Parts};
 
 use super::{problem::Problem, state::App};
-use crate::{domain::fault::Fault, live::tokens::Grant};
+use crate::{domain::fault::Fault, live::auth::tokens::Grant};
 
-/// Whose token a request carries. Its grant goes into the request's extensions, for [`Holder`].
+/// The grant of the token that a request carries. It goes into the request's extensions, for [`Holder`].
 ///
 /// # Errors
 /// 40100, 42900.
 pub async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Arc<Grant>, Fault> {
     let secret = bearer(headers).ok_or(Fault::Unauthenticated("a token is needed: `Authorization: Bearer <token>`"))?;
-    let grant = app.live.tokens.authenticate(secret).await?;
+    let grant = app.tokens.authenticate(secret).await?;
     app.rate.check(grant.token_id)?;
     app.activity.token_used(grant.token_id);
     Ok(grant)

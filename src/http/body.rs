@@ -1,4 +1,4 @@
-//! Bodies: JSON or a form, within a size and a time.
+//! Bodies: JSON or a form, limited in size and time.
 
 use std::time::Duration;
 
@@ -13,24 +13,24 @@ use serde_json::Value;
 use super::{auth::holder, problem::Problem, state::App};
 use crate::{
     domain::{fault::Fault, limits},
-    live::tokens::Grant,
+    live::auth::tokens::Grant,
 };
 
-/// How a body is written.
+/// The format of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Json,
     Form,
 }
 
-/// A body as it came.
+/// A body as it was received.
 pub struct RawBody {
     pub format: Format,
     pub bytes: Bytes,
 }
 
 impl RawBody {
-    /// Reads a body of at most `limit` bytes, whose sender must still be let in when it has arrived.
+    /// Reads a body of at most `limit` bytes; the sender's token must still be valid when it has arrived.
     ///
     /// # Errors
     /// 40000, 40100, 41300, 41500.
@@ -39,8 +39,8 @@ impl RawBody {
         let bytes = tokio::time::timeout(Duration::from_secs(limits::BODY_READ_S), collect(request, limit))
             .await
             .map_err(|_| Fault::malformed(format!("the body did not arrive within {} s", limits::BODY_READ_S)))??;
-        // A body may take its time, and a token may be revoked meanwhile.
-        app.live.tokens.check(grant).await?;
+        // The token may have been revoked while the body was on its way.
+        app.tokens.check(grant).await?;
         // A request without a body needs no content type.
         let format = match format {
             Some(format) => format,
@@ -72,7 +72,7 @@ impl RawBody {
 /// # Errors
 /// 40000, naming the field.
 pub fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
-    // To keep the path costs as much as the rest; only who is refused wants to know it.
+    // Tracking the path costs as much as parsing; only a refusal needs it.
     if let Ok(value) = serde_json::from_slice(bytes) {
         return Ok(value);
     }
@@ -115,7 +115,7 @@ fn decoded(part: &[u8]) -> Result<String, Fault> {
     Ok(text.into_owned())
 }
 
-/// None when the request does not say.
+/// `None` if the request does not say.
 fn format(headers: &HeaderMap) -> Result<Option<Format>, Fault> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(None) };
     let value = value.to_str().map_err(|_| Fault::UnsupportedType)?;
@@ -138,7 +138,7 @@ fn format(headers: &HeaderMap) -> Result<Option<Format>, Fault> {
 
 async fn collect(request: Request, limit: usize) -> Result<Bytes, Fault> {
     match Limited::new(request.into_body(), limit).collect().await {
-        // Most come in one piece, which this does not copy.
+        // Most bodies are one frame, which this does not copy.
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Fault::TooLarge { what: "the body", limit }),
         Err(error) => Err(Fault::malformed(format!("the body broke off: {error}"))),

@@ -26,7 +26,7 @@ pub async fn status(
     let mut parameters = pairs(query.unwrap_or_default().as_bytes())?;
     parameters.retain(|(name, _)| name == "feed");
     let feed = app.polls.feed(&grant.caller, Query::parse(parameters)?.feed.as_ref()).await?;
-    let read = app.live.db.read(async |connection| {
+    let read = app.db.read(async |connection| {
         Ok((events::store_state(connection).await?, events::unacked(connection, feed).await?))
     });
     let (state, (unacked, seconds)) = read.await?;

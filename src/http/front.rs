@@ -47,7 +47,7 @@ impl Front {
     /// Refuses what must not get any further.
     fn admit(&self, route: Option<&Route>) -> Result<(), Fault> {
         let is_probe = route.is_some_and(|route| route.is_probe);
-        if self.app.live.bulletin.is_draining() && !is_probe {
+        if self.app.feed.notices.is_draining() && !is_probe {
             return Err(Fault::unavailable("the service is stopping; another replica or the next start will answer"));
         }
         Ok(())

@@ -20,8 +20,8 @@ use super::{
 };
 use crate::{
     domain::{cursor::Query, fault::Fault, limits},
-    live::poll::{Encoded, Reply},
-    live::tokens::Grant,
+    live::auth::tokens::Grant,
+    live::feed::poll::answer::{Answer, Events},
 };
 
 pub const FEED_NEXT: HeaderName = HeaderName::from_static("feed-next");
@@ -71,7 +71,7 @@ pub async fn query(State(app): State<App>, Holder(grant): Holder, request: Reque
 /// A poll that has left hyper.
 async fn parked(app: App, grant: Arc<Grant>, query: Query) -> Response {
     match app.polls.query(&grant, query).await {
-        Ok(reply) => answer(reply),
+        Ok(answered) => answer(answered),
         Err(fault) => Problem(fault).into_response(),
     }
 }
@@ -138,18 +138,18 @@ fn json_text(name: &str, value: Value) -> Result<Option<String>, Fault> {
     }
 }
 
-fn answer(reply: Reply) -> Response {
-    let body = match reply.answer.events {
-        Encoded::Each(events) => joined(&events),
-        Encoded::List(list) => list.json,
+fn answer(Answer { found, epoch }: Answer) -> Response {
+    let body = match found.events {
+        Events::Each(events) => joined(&events),
+        Events::List(list) => list.json,
     };
     let mut response = Body::from(body).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(FEED_NEXT, HeaderValue::from(reply.answer.next));
-    headers.insert(FEED_MORE, HeaderValue::from_static(if reply.answer.more { "true" } else { "false" }));
-    if let Ok(epoch) = HeaderValue::from_str(&reply.epoch) {
+    headers.insert(FEED_NEXT, HeaderValue::from(found.next));
+    headers.insert(FEED_MORE, HeaderValue::from_static(if found.more { "true" } else { "false" }));
+    if let Ok(epoch) = HeaderValue::from_str(&epoch) {
         headers.insert(FEED_EPOCH, epoch);
     }
     response

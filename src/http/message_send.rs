@@ -27,7 +27,7 @@ use crate::{
         limits,
         message::{ContentType, NewMessage, checked_content},
     },
-    live::tokens::Grant,
+    live::auth::tokens::Grant,
 };
 
 /// Adds a message to a session (a gateway: from the customer; the owner: to the customer), or a batch of 1..1000.
@@ -127,6 +127,6 @@ fn answer(app: &App, sent: Sent) -> SendAnswer {
         id: sent.id.to_string(),
         session_id: sent.session_id,
         version: sent.version,
-        create_time: wire_time(sent.created_at, app.live.zone),
+        create_time: wire_time(sent.created_at, app.feed.zone),
     }
 }

@@ -17,7 +17,7 @@ use super::{
     admin, agent, feed, front::Front, health, message_query, message_send, openapi, problem::Problem, session,
     state::App,
 };
-use crate::{domain::fault::Fault, live::tokens::Grant};
+use crate::{domain::fault::Fault, live::auth::tokens::Grant};
 
 /// A path, and what it asks for before its handler is called.
 pub struct Route {

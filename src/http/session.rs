@@ -172,14 +172,14 @@ pub async fn list(
         before: query.before.as_deref(),
         limit: query.limit + 1,
     };
-    let found = app.live.db.read(async |connection| sessions::list(connection, listed).await).await?;
+    let found = app.db.read(async |connection| sessions::list(connection, listed).await).await?;
     let mut lines =
         found.ok_or_else(|| Fault::malformed("`b` must be the SessionId of a session, as Feed-Next gives it"))?;
     let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
     let more = lines.len() > limit;
     lines.truncate(limit);
     let next = lines.last().map(|line| line.card.session_id.clone());
-    let zone = app.live.zone;
+    let zone = app.feed.zone;
     let lines: Vec<SessionLine> = lines
         .into_iter()
         .map(|line| SessionLine {
@@ -218,7 +218,7 @@ pub async fn history(
     let query = ListQuery::parse(query.as_deref())?;
     let session_id = query.session_id.ok_or_else(|| Fault::malformed("`SessionId` is missing"))?;
     let before = query.before.map_or(Before::Newest, Before::Message);
-    let read = app.live.db.read(async |connection| {
+    let read = app.db.read(async |connection| {
         let Some(session) = sessions::find_to_read(connection, &session_id).await? else {
             return Ok(Err(Fault::NoSuchSession(session_id.clone())));
         };
@@ -248,6 +248,6 @@ pub async fn history(
     messages.reverse();
     let next = messages.first().map(|message| message.id.to_string());
     let entries: Vec<MessageEntry<'_>> =
-        messages.iter().map(|message| MessageEntry::new(message, app.live.zone)).collect();
+        messages.iter().map(|message| MessageEntry::new(message, app.feed.zone)).collect();
     Ok(paged(Json(&entries), next, more))
 }

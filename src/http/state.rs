@@ -8,16 +8,25 @@ use uuid::Uuid;
 
 use crate::{
     domain::fault::Fault,
-    live::{activity::Activity, append::Writer, poll::Polls, relay::Live},
+    live::{
+        append::Writer,
+        auth::{activity::Activity, freshness::Freshness, tokens::Tokens},
+        feed::{Feed, hints::Hints, poll::Polls},
+    },
+    store::pool::Db,
 };
 
-/// The service, as handlers see it. A clone is one count more.
+/// The service as handlers see it; cheap to clone.
 #[derive(Clone)]
 pub struct App(Arc<Parts>);
 
-/// What the service is made of.
+/// The parts of the service that handlers use.
 pub struct Parts {
-    pub live: Arc<Live>,
+    pub db: Db,
+    pub feed: Arc<Feed>,
+    pub freshness: Arc<Freshness>,
+    pub hints: Arc<Hints>,
+    pub tokens: Arc<Tokens>,
     pub writer: Writer,
     pub polls: Polls,
     pub activity: Arc<Activity>,
@@ -45,12 +54,12 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// None: no limit.
+    /// `None`: no limit.
     pub fn new(requests_per_second: Option<NonZeroU32>) -> Self {
         Self { limiter: requests_per_second.map(|rate| DefaultKeyedRateLimiter::keyed(Quota::per_second(rate))) }
     }
 
-    /// Counts a request.
+    /// Counts a request against the limit of its token.
     ///
     /// # Errors
     /// 42900.

@@ -1,8 +1,7 @@
-//! Group commit for acknowledgements, the same way as for appends but beside them: it needs neither
-//! the append lock nor versions. Recording the same acknowledgement twice is the same as once, so
-//! after a failure the batch is simply tried again.
+//! Group commit of acknowledgements, as of appends but independent of them: it needs neither the append lock nor
+//! versions. It is idempotent, so a batch that failed is simply retried.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use sqlx::PgConnection;
 use tokio::{
@@ -11,14 +10,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::relay::Live;
 use crate::{
     domain::{cursor::Ack, fault::Fault, ids::FeedKey, limits},
     store::{
         self,
         acks::{self, FeedAcks},
         barrier::{self, Barrier},
-        pool::{Purpose, deadline},
+        pool::{Db, Purpose, deadline},
     },
 };
 
@@ -28,7 +26,7 @@ struct Job {
     reply: oneshot::Sender<Result<(), Fault>>,
 }
 
-/// Where polls leave their acknowledgements.
+/// The handle through which polls record acknowledgements.
 #[derive(Clone)]
 pub struct AckWriter {
     jobs: mpsc::Sender<Job>,
@@ -36,15 +34,15 @@ pub struct AckWriter {
 
 impl AckWriter {
     /// The handle and its worker, which must be run.
-    pub fn new(live: Arc<Live>) -> (Self, AckWriterTask) {
+    pub fn new(db: Db) -> (Self, AckWriterTask) {
         let (jobs, queue) = mpsc::channel(limits::WRITER_QUEUE_MAX);
-        (Self { jobs }, AckWriterTask { live, queue, connection: None })
+        (Self { jobs }, AckWriterTask { db, queue, connection: None })
     }
 
     /// Records acknowledgements; they are durable when this returns.
     ///
     /// # Errors
-    /// 50300 when PostgreSQL cannot be reached or too much waits; recording them again does no harm.
+    /// 50300 if PostgreSQL cannot be reached or the queue is full; recording them again is harmless.
     pub async fn record(&self, feed: FeedKey, acks: Vec<Ack>) -> Result<(), Fault> {
         if acks.is_empty() {
             return Ok(());
@@ -57,15 +55,15 @@ impl AckWriter {
     }
 }
 
-/// The worker.
+/// The task that records them.
 pub struct AckWriterTask {
-    live: Arc<Live>,
+    db: Db,
     queue: mpsc::Receiver<Job>,
     connection: Option<PgConnection>,
 }
 
 impl AckWriterTask {
-    /// Runs until all handles are gone or `stop`, and what was handed over before is done.
+    /// Runs until all handles are gone or `stop`, and the queue is empty.
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
             let first = tokio::select! {
@@ -83,11 +81,11 @@ impl AckWriterTask {
             {
                 batch.push(job);
             }
-            self.work_off(batch).await;
+            self.answer(batch).await;
         }
     }
 
-    async fn work_off(&mut self, batch: Vec<Job>) {
+    async fn answer(&mut self, batch: Vec<Job>) {
         let requests: Vec<FeedAcks<'_>> =
             batch.iter().map(|job| FeedAcks { feed: job.feed, acks: &job.acks }).collect();
         let outcome = self.record(&requests).await;
@@ -102,7 +100,7 @@ impl AckWriterTask {
                 Some(_) if is_outage => Err(Fault::unavailable("PostgreSQL cannot be reached; try again")),
                 Some(reason) => Err(Fault::internal(reason.clone())),
             };
-            // A client that went away does not want it.
+            // The client may be gone.
             let _ = job.reply.send(reply);
         }
     }
@@ -125,7 +123,7 @@ impl AckWriterTask {
     async fn try_record(&mut self, requests: &[FeedAcks<'_>]) -> store::Result<()> {
         let connection = match self.connection.as_mut() {
             Some(connection) => connection,
-            None => self.connection.insert(self.live.db.connect(Purpose::Acks).await?),
+            None => self.connection.insert(self.db.connect(Purpose::Acks).await?),
         };
         // Acknowledgements that are there already lock rows, too, so every batch has a commit that waits.
         let recorded = barrier::committed(connection, Barrier::AfterWarning, async |c| acks::record(c, requests).await);

@@ -103,6 +103,13 @@ impl Default for Cards {
 }
 
 impl Cards {
+    /// The same for a reader whose connection may lead to another history: what it reads is its own alone.
+    #[must_use]
+    pub fn unshared(self) -> Self {
+        let own = OnceLock::from(Arc::new(CardCache::of(self.generation)));
+        Self { own, ..self }
+    }
+
     pub fn session(&self, key: SessionKey) -> Option<Arc<SessionCard>> {
         self.used().sessions.get(&key.0)
     }

@@ -1,9 +1,8 @@
-//! The LISTEN connection. What it hears is a hint and nothing more.
+//! The LISTEN connection. A notification is a hint and nothing more.
 //!
-//! sqlx reconnects by itself after some errors, keeps a dead connection after others, and loses its
-//! notification buffer after a failed reconnect. So nothing is ever repaired here: after any error,
-//! loss or silence the listener is dropped and [`Listener::connect`] is called anew, and whoever
-//! listens must look at the tables after each connect, because what was told before is lost.
+//! sqlx reconnects by itself after some errors, keeps a dead connection after others, and loses its notification
+//! buffer after a failed reconnect. So nothing is repaired here: after any error, loss or silence the caller drops
+//! the listener, calls [`Listener::connect`] again, and looks at the tables, because notifications were lost.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +24,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Connects and listens. Once this returns, whatever is committed is heard of.
+    /// Connects and listens. Whatever is notified after this returns is heard.
     ///
     /// # Errors
     /// When the server cannot be reached.
@@ -56,11 +55,11 @@ impl Listener {
         .await
     }
 
-    /// The next notification's text.
+    /// The text of the next notification.
     ///
     /// # Errors
-    /// When the connection is lost or has been silent for [`limits::LISTENER_SILENT_MS`], although
-    /// the process notifies itself more often than that. Drop the listener then.
+    /// If the connection is lost, or silent for [`limits::LISTENER_SILENT_MS`] although this process notifies itself
+    /// more often. Drop the listener then.
     pub async fn hear(&mut self) -> Result<String> {
         match tokio::time::timeout(Duration::from_millis(limits::LISTENER_SILENT_MS), self.inner.try_recv()).await {
             Ok(Ok(Some(notification))) => Ok(notification.payload().to_owned()),
@@ -71,7 +70,7 @@ impl Listener {
     }
 }
 
-/// Whether what one connection notifies another one hears, on a channel of its own; how long it took.
+/// How long a notification takes from one connection to another, on a channel of its own.
 ///
 /// # Errors
 /// When the server cannot be reached, or nothing is heard within [`limits::DB_ACQUIRE_MS`].

@@ -1,4 +1,5 @@
-//! The only place with SQL. Functions take a connection and return domain types.
+//! The only place with SQL. Functions take a connection and return domain types, or an [`Error`] that says whether
+//! the same request may succeed later.
 //!
 //! **Order.** `append()` ([`appends`]) takes EXCLUSIVE on the empty table `append_lock` before it looks at anything,
 //! and holds it until its commit; so does everybody else who changes a session or an agent. Versions are
@@ -9,9 +10,11 @@
 //! recording of acknowledgements takes rows of `feeds` in the order of their keys and nothing
 //! else, and never waits for an append.
 //!
-//! **Plans.** Every connection sets `plan_cache_mode = force_generic_plan` and turns off the kinds
-//! of plan that the service never wants ([`pool`]), so that a table's statistics cannot turn a
-//! range scan into something else at night.
+//! **Connections.** [`pool::Db::read`] runs work on a pooled connection and keeps its deadline; writers, the relay
+//! and the listener have connections of their own.
+//!
+//! **Plans.** Every connection sets `plan_cache_mode = force_generic_plan` and turns off the kinds of plan that
+//! the service never wants ([`pool`]), so that new statistics cannot turn a range scan into something else.
 
 pub mod acks;
 pub mod agents;
@@ -35,6 +38,5 @@ pub mod rights;
 pub mod schema;
 pub mod sessions;
 pub mod tokens;
-pub mod yardsticks;
 
 pub use error::{Error, Result};

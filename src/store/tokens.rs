@@ -49,7 +49,7 @@ fn role(number: i16) -> Role {
     }
 }
 
-/// Keeps a new token.
+/// Stores a new token.
 ///
 /// # Errors
 /// When the database refuses it.
@@ -131,7 +131,7 @@ pub async fn find_recent(connection: &mut PgConnection, limit: i64) -> Result<Ve
     tokens.collect()
 }
 
-/// A token as it is read: id, role, key and id of its subject, when it expires.
+/// A row: id, role, key and id of the subject, expiry.
 type Row = (Uuid, i16, Option<i32>, Option<String>, Option<DateTime<Utc>>);
 
 fn valid_token((token_id, number, key, id, expires_at): Row) -> Result<ValidToken> {
@@ -150,7 +150,7 @@ fn valid_token((token_id, number, key, id, expires_at): Row) -> Result<ValidToke
     Ok(ValidToken { token_id, caller, expires_at })
 }
 
-/// Revokes a token; false when there is none. Revoking twice is the same as once.
+/// Revokes a token; returns false if there is none. Idempotent.
 ///
 /// # Errors
 /// When the database refuses it.
@@ -186,7 +186,7 @@ pub async fn revoked_since(connection: &mut PgConnection, revocations: i64) -> R
         .await?)
 }
 
-/// Notes that tokens were used.
+/// Records that tokens were used.
 ///
 /// # Errors
 /// When the database refuses it.
@@ -207,7 +207,7 @@ pub async fn note_uses(connection: &mut PgConnection, token_ids: &[Uuid]) -> Res
     Ok(())
 }
 
-/// Whether there is an admin token that works.
+/// Whether there is a valid admin token.
 ///
 /// # Errors
 /// When the database cannot be read.

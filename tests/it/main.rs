@@ -12,7 +12,6 @@
 mod acks;
 mod around;
 mod backfill;
-mod bench;
 mod cards;
 mod compose;
 mod deploy;

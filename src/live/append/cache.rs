@@ -5,11 +5,16 @@
 //! version that is so. While nobody but this process appends, each append begins where the one before ended,
 //! and every number that was known stays known: `era` counts how often that was not so.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::{desk::facts::Fact, domain::ids::FeedKey, store::sessions::Found};
+use crate::{
+    desk::facts::Fact,
+    domain::{ids::FeedKey, limits},
+    store::sessions::Found,
+};
 
 /// Sessions in the cache at most; then it starts again.
 const SESSIONS_MAX: usize = 50_000;
@@ -24,6 +29,8 @@ pub struct AppendCache {
     /// The newest version known.
     head: i64,
     era: u64,
+    /// When another process's append was last met.
+    contended_at: Option<Instant>,
     sessions: HashMap<String, Entry>,
     agents: HashMap<String, FeedKey>,
 }
@@ -43,11 +50,21 @@ impl AppendCache {
         self.head
     }
 
+    /// Whether another process has appended lately.
+    pub fn is_contended(&self) -> bool {
+        self.contended_at.is_some_and(|at| at.elapsed() < Duration::from_millis(limits::APPEND_CONTENDED_MS))
+    }
+
     /// Forgets everything if the history is another one.
     pub fn enter(&mut self, history: Uuid) {
         if self.history != history {
             *self = Self { history, era: self.era + 1, ..Self::default() };
         }
+    }
+
+    /// Forgets everything: what it was read of may be lost although the history has the same name.
+    pub fn clear(&mut self) {
+        *self = Self { history: self.history, era: self.era + 1, ..Self::default() };
     }
 
     /// What is known of a session.
@@ -103,6 +120,10 @@ impl AppendCache {
     pub fn appended(&mut self, head: i64, last: i64, sessions: impl IntoIterator<Item = Found>) {
         if head != self.head {
             self.era += 1;
+            // Below: another lane's append, noted before this one.
+            if head > self.head {
+                self.contended_at = Some(Instant::now());
+            }
         }
         self.head = self.head.max(last);
         for found in sessions {

@@ -1,6 +1,6 @@
 //! Appending: requests that change something leave their work here and are answered after its commit.
 //!
-//! A [`Writer`] is the handle, with a queue behind it. [`writer::Lane`]s take from the queue: each has a
+//! A [`Writer`] is the handle, with a queue behind it. [`Lane`]s take from the queue: each has a
 //! connection and one append under way. While the server commits one lane's append, another lane gathers what
 //! has come meanwhile, decides it ([`crate::desk`]) and sends it; the append lock puts them in order. There is no
 //! timer: batches grow with the load, and a lone request waits for nobody.
@@ -27,7 +27,22 @@
 //! [`barrier`]: crate::store::barrier
 
 mod cache;
-pub mod notifier;
-pub mod writer;
+mod notifier;
+mod writer;
 
-pub use self::writer::{Writer, lanes};
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use self::notifier::Notifier;
+pub use self::writer::{Lane, Writer};
+use super::feed::{hints::Hints, publisher::Publisher};
+use crate::store::pool::Db;
+
+/// The handle, and what must be run for it: the lanes, and the notifier of what they commit, which `sender` marks.
+pub fn start(db: Db, publisher: Publisher, hints: Arc<Hints>, sender: u64) -> (Writer, Vec<Lane>, Notifier) {
+    let (heads, committed) = watch::channel(0);
+    let notifier = Notifier { db: db.clone(), heads: committed, hints, sender };
+    let (writer, lanes) = writer::lanes(db, publisher, heads);
+    (writer, lanes, notifier)
+}

@@ -13,42 +13,54 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::limits,
-    live::relay::Live,
+    live::feed::hints::Hints,
     store::{
         appends,
-        pool::{Purpose, read_deadline},
+        pool::{Db, Purpose, read_deadline},
     },
 };
 
-/// Notifies of the newest version of `heads`, and now and then without a cause, which proves the LISTEN connections of
-/// all processes; until `stop`.
-pub async fn run(live: Arc<Live>, mut heads: watch::Receiver<i64>, stop: CancellationToken) {
-    let mut connection: Option<PgConnection> = None;
-    let mut ping_at = Instant::now();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = heads.changed() => if changed.is_err() { return },
-            () = live.must_notify.notified() => {}
-            () = sleep_until(ping_at) => {}
-        }
-        ping_at = Instant::now() + Duration::from_millis(limits::LISTENER_PING_MS);
-        let head = *heads.borrow_and_update();
-        let notified = read_deadline(async {
-            let connection = match &mut connection {
-                Some(connection) => connection,
-                None => connection.insert(live.db.connect(Purpose::Notifies).await?),
-            };
-            appends::notify(connection, head, live.sender).await
-        });
-        if let Err(error) = notified.await {
-            // Other processes find what is new with their next look.
-            tracing::debug!(error = %error, "other processes were not notified");
-            connection = None;
-            if timeout(Duration::from_millis(limits::SWEEP_MS), stop.cancelled()).await.is_ok() {
-                return;
+/// The notifier of a process.
+pub struct Notifier {
+    pub(super) db: Db,
+    /// The newest version that this process has committed.
+    pub(super) heads: watch::Receiver<i64>,
+    pub(super) hints: Arc<Hints>,
+    /// Marks the notifications of this process.
+    pub(super) sender: u64,
+}
+
+impl Notifier {
+    /// Notifies of new heads until `stop`; also when asked to, and regularly without a reason, which proves the LISTEN
+    /// connections of all processes.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut connection: Option<PgConnection> = None;
+        let mut ping_at = Instant::now();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = self.heads.changed() => if changed.is_err() { return },
+                () = self.hints.must_notify() => {}
+                () = sleep_until(ping_at) => {}
             }
+            ping_at = Instant::now() + Duration::from_millis(limits::LISTENER_PING_MS);
+            let head = *self.heads.borrow_and_update();
+            let notified = read_deadline(async {
+                let connection = match &mut connection {
+                    Some(connection) => connection,
+                    None => connection.insert(self.db.connect(Purpose::Notifies).await?),
+                };
+                appends::notify(connection, head, self.sender).await
+            });
+            if let Err(error) = Box::pin(notified).await {
+                // Other processes find what is new with their next look.
+                tracing::debug!(error = %error, "other processes were not notified");
+                connection = None;
+                if timeout(Duration::from_millis(limits::SWEEP_MS), stop.cancelled()).await.is_ok() {
+                    return;
+                }
+            }
+            sleep(Duration::from_millis(limits::NOTIFY_PAUSE_MS)).await;
         }
-        sleep(Duration::from_millis(limits::NOTIFY_PAUSE_MS)).await;
     }
 }

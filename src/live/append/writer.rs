@@ -9,7 +9,8 @@ use std::{
 use sqlx::PgConnection;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep},
+    task::yield_now,
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -20,7 +21,7 @@ use crate::{
     desk::{
         SessionReply,
         command::{Command, Reply},
-        decide::{self, Decided, Request, Slot},
+        decide::{self, Answers, Decided, Request, Slot},
         facts::{Fact, Facts},
         ledger::Ledger,
         send_message::Sent,
@@ -33,14 +34,17 @@ use crate::{
         limits,
         message::NewMessage,
     },
-    live::relay::{Basis, Committed, Live},
+    live::feed::{
+        Basis,
+        publisher::{Committed, Publisher},
+    },
     store::{
         self, Error, agents,
         appends::{self, Appended, OpenOutcome, Terms},
         barrier,
         cards::Cards,
         erasures, history, messages, notices,
-        pool::{Purpose, deadline},
+        pool::{Db, Purpose, deadline},
         sessions,
     },
 };
@@ -117,10 +121,11 @@ impl Writer {
 
 /// What the lanes of a process share.
 struct Shared {
-    live: Arc<Live>,
+    db: Db,
+    publisher: Publisher,
     queue: tokio::sync::Mutex<mpsc::Receiver<Job>>,
     cache: Mutex<AppendCache>,
-    committed: mpsc::Sender<Committed>,
+    /// For the notifier: the newest version that this process has committed.
     heads: watch::Sender<i64>,
 }
 
@@ -131,17 +136,13 @@ impl Shared {
     }
 }
 
-/// The handle, and the lanes behind it, which must be run. What is committed goes to `committed` and `heads`.
-pub fn lanes(live: &Arc<Live>, committed: mpsc::Sender<Committed>, heads: watch::Sender<i64>) -> (Writer, Vec<Lane>) {
+/// The handle, and the lanes behind it, which must be run. What is committed goes to `publisher` and `heads`.
+pub fn lanes(db: Db, publisher: Publisher, heads: watch::Sender<i64>) -> (Writer, Vec<Lane>) {
     let (jobs, queue) = mpsc::channel(limits::WRITER_QUEUE_MAX);
-    let shared = Arc::new(Shared {
-        live: Arc::clone(live),
-        queue: tokio::sync::Mutex::new(queue),
-        cache: Mutex::default(),
-        committed,
-        heads,
-    });
-    let lanes = (0..limits::APPEND_LANES).map(|_| Lane {
+    let queue = tokio::sync::Mutex::new(queue);
+    let shared = Arc::new(Shared { db, publisher, queue, cache: Mutex::default(), heads });
+    let lanes = (0..limits::APPEND_LANES).map(|position| Lane {
+        is_first: position == 0,
         shared: Arc::clone(&shared),
         link: None,
         unsettled: Vec::new(),
@@ -159,6 +160,8 @@ pub struct Lane {
     unsettled: Vec<Terms>,
     /// Requests that were put off.
     waiting: VecDeque<Job>,
+    /// The lane that always works.
+    is_first: bool,
 }
 
 /// A lane's connection.
@@ -166,6 +169,8 @@ struct Link {
     connection: PgConnection,
     history: Uuid,
     epoch: Arc<str>,
+    /// Taken before the cards.
+    basis: Basis,
     /// Taken before the connection was made.
     cards: Cards,
 }
@@ -197,6 +202,11 @@ impl Lane {
     async fn gather(&mut self, stop: &CancellationToken) -> Option<Vec<Job>> {
         let shared = Arc::clone(&self.shared);
         let mut batch: Vec<Job> = self.waiting.drain(..).collect();
+        // While other processes append, they fill the time between this process's appends: then larger batches are
+        // worth more than a second one under way.
+        while batch.is_empty() && !self.is_first && shared.cache().is_contended() && !stop.is_cancelled() {
+            let _ = timeout(Duration::from_millis(limits::APPEND_CONTENDED_MS), stop.cancelled()).await;
+        }
         // The lane that waits for the next request holds the queue: what was put off does not wait for it.
         let mut queue = match shared.queue.try_lock() {
             Ok(queue) => queue,
@@ -213,6 +223,8 @@ impl Lane {
                     queue.recv().await?
                 }
             });
+            // The request that woke this task may run before others that are ready as well: let them come first.
+            yield_now().await;
         }
         while batch.len() < limits::APPEND_REQUESTS_MAX
             && let Ok(job) = queue.try_recv()
@@ -280,20 +292,35 @@ impl Lane {
     }
 
     async fn try_append(&mut self, jobs: &mut [Job]) -> Result<(), Failure> {
+        let basis = self.shared.publisher.basis();
+        self.leave_other_history(basis);
         self.connect().await?;
         self.settle_left().await?;
-        let round = self.round(jobs).await?;
+        let round = self.round(jobs, basis).await?;
         round.give_to(jobs);
         Ok(())
     }
 
+    /// Drops the connection if the history of `basis` is not the one that it was made in: it may lead to an old
+    /// primary, and what is cached to append over it may be of what was lost.
+    fn leave_other_history(&mut self, basis: Basis) {
+        if self.link.as_ref().is_some_and(|link| !link.basis.is_same_history(basis)) {
+            self.link = None;
+            self.shared.cache().clear();
+        }
+    }
+
     async fn connect(&mut self) -> store::Result<&mut Link> {
         if self.link.is_none() {
-            let cards = self.shared.live.cards.cards();
-            let mut connection = self.shared.live.db.connect(Purpose::Appends).await?;
+            let publisher = &self.shared.publisher;
+            let (basis, cards) = (publisher.basis(), publisher.cards());
+            let mut connection = self.shared.db.connect(Purpose::Appends).await?;
             let history = deadline(limits::APPEND_ANSWER_MS, appends::begin_history(&mut connection)).await?;
+            let epoch: Arc<str> = Arc::from(history::epoch(history));
+            // The relay has not seen this history yet, or this server is an old primary.
+            let cards = if epoch == publisher.epoch() { cards } else { cards.unshared() };
             self.shared.cache().enter(history);
-            self.link = Some(Link { connection, history, epoch: Arc::from(history::epoch(history)), cards });
+            self.link = Some(Link { connection, history, epoch, basis, cards });
         }
         self.link.as_mut().ok_or(Error::Away("a lane lost its connection"))
     }
@@ -303,7 +330,7 @@ impl Lane {
         while let Some(terms) = self.unsettled.last().copied() {
             let link = self.connect().await?;
             if deadline(limits::APPEND_ANSWER_MS, appends::settle(&mut link.connection, terms)).await?.is_some() {
-                self.shared.live.hint();
+                self.shared.publisher.hint();
             }
             self.unsettled.pop();
         }
@@ -328,10 +355,9 @@ impl Lane {
         }
     }
 
-    /// Decides, appends, and finds the answers.
-    async fn round(&mut self, jobs: &[Job]) -> Result<Round, Failure> {
+    /// Decides, appends, and finds the answers. `basis` was taken before.
+    async fn round(&mut self, jobs: &[Job], basis: Basis) -> Result<Round, Failure> {
         let shared = Arc::clone(&self.shared);
-        let basis = shared.live.basis();
         let facts = self.facts(jobs).await?;
         let mut ledger = Ledger::default();
         let mut round = Round::default();
@@ -486,23 +512,23 @@ fn publish(
     is_recovered: bool,
 ) {
     let (head, last) = (appended.head, appended.last);
-    remember(&mut shared.cache(), ledger, appended, profile, is_recovered);
+    // Not what is perhaps lost: another lane may append in the new history already.
+    if shared.publisher.basis().is_same_history(basis) {
+        remember(&mut shared.cache(), ledger, appended, profile, is_recovered);
+    }
     if last == head {
         return;
     }
     metrics::counter!("deskfeed_append_events_total").increment(u64::try_from(last - head).unwrap_or(0));
-    shared.live.note_committed(basis, last);
     shared.heads.send_modify(|newest| *newest = (*newest).max(last));
     let events = if is_recovered { None } else { ledger.shown(appended, versions, profile) };
-    if shared.committed.try_send(Committed { basis, epoch, head, events }).is_err() {
-        shared.live.hint();
-    }
+    shared.publisher.publish(Committed { basis, epoch, head, events }, last);
 }
 
 /// The answers that one append gives.
 #[derive(Default)]
 struct Round {
-    messages: Vec<(usize, Vec<(usize, Result<Sent, Fault>)>)>,
+    messages: Vec<(usize, Answers)>,
     replies: Vec<(usize, Result<Reply, Fault>)>,
     /// Those to be decided again on fresh facts.
     asks: Vec<usize>,

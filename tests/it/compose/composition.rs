@@ -16,8 +16,8 @@ use tokio::time::{Instant, sleep};
 /// Containers start, or become healthy, within this.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// What of the checkout an image or a container is made of.
-const PARTS: [&str; 7] =
-    [".dockerignore", "Cargo.lock", "Cargo.toml", "Dockerfile", "docker-compose.yml", "deploy", "migrations"];
+const PARTS: [&str; 8] =
+    [".dockerignore", "Cargo.lock", "Cargo.toml", "Dockerfile", "crates", "docker-compose.yml", "deploy", "migrations"];
 
 /// Everything in docker-compose.yml, running. Goes away with all that belongs to it.
 pub struct Composition {
