@@ -17,7 +17,7 @@
 -- are given by `deskfeed migrate` (deploy/grants.sql), and here if the tables are there already.
 --
 --   deskfeed_owner     owns the tables; migrates (DATABASE_URL of `deskfeed migrate`)
---   deskfeed_app       the service (DATABASE_URL of `deskfeed serve`); appends, changes no history
+--   deskfeed_app       the service (DATABASE_URL of `deskfeed serve`); appends by calling functions of the owner's
 --   deskfeed_readonly  reads conversations, but no hashes of tokens
 --   deskfeed_monitor   reads figures and the server's statistics (`deskfeed doctor`, exporters)
 --   deskfeed_eraser    blanks what it cannot read, and leaves a record (`deskfeed erase`)

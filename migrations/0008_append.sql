@@ -253,8 +253,7 @@ language plpgsql security definer set search_path = public, pg_temp as $$
 declare
     room         bigint;
     is_settled   boolean;
-    distinct_sessions bigint;
-    -- Of each session, without nulls: its owner (0 queued, -1 closed) and its gateway (-1 none).
+    -- Of each session, without nulls: its owner (0 while queued) and its gateway (-1 none).
     owners       integer[];
     told_gateways integer[];
     -- Of each session that changes.
@@ -279,21 +278,13 @@ declare
     entered_seqs integer[] := '{}';
     entered_at   bigint[] := '{}';
 begin
+    -- Arrays of different lengths are noticed where an element is missing.
     if num_nulls(expected_history, evidence, known_head, session_keys, revisions, seq_versions, seqs, event_sessions, feed_keys,
                  profile_sources, author_keys, seq_steps, types, reasons, message_types, content_types, ids, id_texts, contents) > 0
-       -- (array_position() also refuses arrays of more than one dimension.)
-       or num_nonnulls(array_position(session_keys, null), array_position(revisions, null), array_position(seq_versions, null),
-                       array_position(seqs, null), array_position(event_sessions, null), array_position(feed_keys, null),
-                       array_position(author_keys, null), array_position(types, null), array_position(content_types, null)) > 0
-       or 1 <> any (array[array_lower(session_keys, 1), array_lower(seqs, 1), array_lower(event_sessions, 1),
-                          array_lower(feed_keys, 1), array_lower(author_keys, 1), array_lower(types, 1), array_lower(content_types, 1)])
-       or cardinality(session_keys) <> all (array[cardinality(revisions), cardinality(seq_versions), cardinality(seqs)])
-       or cardinality(event_sessions) <> all (array[
-              cardinality(feed_keys), cardinality(profile_sources), cardinality(author_keys), cardinality(seq_steps),
-              cardinality(types), cardinality(reasons), cardinality(message_types), cardinality(content_types)])
-       or greatest(cardinality(ids), cardinality(id_texts), cardinality(contents)) > cardinality(event_sessions)
-       or 0 > any (seqs) then
-        raise exception 'what is to be appended does not fit together: a null, a negative number, or arrays of different lengths'
+       or 1 <> any (array[array_lower(session_keys, 1), array_lower(seqs, 1), array_lower(event_sessions, 1), array_lower(feed_keys, 1),
+                          array_lower(author_keys, 1), array_lower(types, 1), array_lower(content_types, 1)])
+       or (0 <= all (seqs)) is not true then
+        raise exception 'what is to be appended has a null, a negative number of a message, or an array that does not begin at 1'
             using errcode = 'invalid_parameter_value';
     end if;
     if current_setting('transaction_isolation') <> 'read committed' then
@@ -324,21 +315,21 @@ begin
     appended_at := greatest(clock_timestamp(), appended_at);
 
     if cardinality(session_keys) > 0 then
-        select array_agg(s.is_stale), array_agg(s.profile_key), array_agg(s.owner_key), array_agg(s.gateway_key),
-               count(distinct s.session_key)
-        into stale, owner_profiles, owners, told_gateways, distinct_sessions
+        if cardinality(session_keys) > 1
+           and (select count(distinct session_key) < count(*) from unnest(session_keys) session_key) then
+            perform refuse_event('a session is named twice');
+        end if;
+        select array_agg(s.is_stale), array_agg(s.profile_key), array_agg(s.owner_key), array_agg(s.gateway_key)
+        into stale, owner_profiles, owners, told_gateways
         from (
-            select s.revision is distinct from given.revision or given.seq_version > head as is_stale, a.profile_key,
-                   case s.status when 1 then s.owner_key when 0 then 0 else -1 end as owner_key,
-                   coalesce(s.gateway_key, -1) as gateway_key, given.session_key
+            select (s.revision = given.revision and s.status < 2 and given.seq_version <= head) is not true as is_stale,
+                   a.profile_key, case s.status when 1 then s.owner_key else 0 end as owner_key,
+                   coalesce(s.gateway_key, -1) as gateway_key
             from unnest(session_keys, revisions, seq_versions) with ordinality given (session_key, revision, seq_version, n)
             left join sessions s on s.session_key = given.session_key
             left join agents a on a.feed_key = s.owner_key
             order by given.n
         ) s;
-        if distinct_sessions < cardinality(session_keys) then
-            perform refuse_event('its session is named twice');
-        end if;
         -- Sessions may have been given messages since the service knew their numbers.
         last_seqs := seqs;
         if head > any (seq_versions) then
@@ -427,16 +418,14 @@ begin
             left join agents a on a.feed_key = c.owner
             order by c.n
         loop
-            if item.session between 1 and cardinality(session_keys) is not true or new_statuses[item.session] is not null then
-                perform refuse_event('the session that changes is not there, or changes twice');
+            if (item.session between 1 and cardinality(session_keys) and item.status between 0 and 2) is not true
+               or new_statuses[item.session] is not null then
+                perform refuse_event(format('change %s is of no session, of one that changes twice, or to no status', item.n));
             end if;
             if item.status = 1 and (item.profile_key is not null and types[item.added] = 0 and feed_keys[item.added] = item.owner
-                                    and event_sessions[item.added] = item.session) is not true then
-                perform refuse_event('the new owner is no agent, or is not told');
-            end if;
-            if item.status between 0 and 2 is not true or event_sessions[item.first] <> item.session
-               or item.first between 1 and cardinality(event_sessions) is false then
-                perform refuse_event('the session''s status is unknown, or its first event is another''s');
+                                    and event_sessions[item.added] = item.session) is not true
+               or item.first is not null and event_sessions[item.first] is distinct from item.session then
+                perform refuse_event(format('change %s is to an owner who is no agent, or its events are not its own', item.n));
             end if;
             new_statuses[item.session] := item.status;
             new_owners[item.session] := item.owner;
@@ -446,6 +435,27 @@ begin
                 stale[item.session] := true;
             end if;
         end loop;
+        if rare ? 'changes' then
+            perform refuse_event(format('event %s is not what the change of its session tells this feed', e.n))
+            from (select generate_series(1, cardinality(event_sessions)) as n, unnest(event_sessions) as session,
+                         unnest(feed_keys) as feed_key, unnest(profile_sources) as profile_source,
+                         unnest(author_keys) as author_key, unnest(seq_steps) as seq_step, unnest(types) as type,
+                         unnest(reasons) as reason, unnest(message_types) as message_type,
+                         unnest(content_types) as content_type, unnest(ids) as id, unnest(id_texts) as id_text,
+                         unnest(contents) as content) e
+            where e.type <> 1 and not stale[e.session]
+              and (e.content is null and e.id is null and e.id_text is null
+                   and (e.author_key, e.message_type, e.content_type) = (0, 0, 0) and e.feed_key > 0
+                   and case e.type
+                           when 0 then new_statuses[e.session] = 1 and e.reason = 0 and e.profile_source = 2
+                                       and e.feed_key in (new_owners[e.session], told_gateways[e.session])
+                                       and coalesce(e.seq_step, 0) >= 0
+                           when 2 then new_statuses[e.session] = case e.reason when 1 then 2 when 2 then 1 when 3 then 0 end
+                                       and e.feed_key in (owners[e.session], told_gateways[e.session])
+                                       and e.profile_source = case when owners[e.session] > 0 then 1 else 0 end
+                                       and e.seq_step is null
+                       end) is not true;
+        end if;
     end if;
 
     if true = any (stale) then
@@ -473,45 +483,28 @@ begin
                case when coalesce(positions[e.n], e.n) = 1 then evidence end,
                e.feed_key,
                case e.profile_source when 0 then 0 when 1 then owner_profiles[e.session] else new_profiles[e.session] end,
-               e.author_key, coalesce(last_seqs[e.session] + e.seq_step, 0),
-               case when e.type not between 0 and 2 or e.message_type not between 0 and 1 or e.content_type not between 0 and 1
-                    then refuse_event('its type or its message''s type is unknown')
-                    when e.content is null and (e.author_key <> 0 or e.id is not null or e.id_text is not null)
-                    then refuse_event('it has an author or an Id, and no content')
-                    when e.content is not null and (e.type <> 1 or e.author_key = 0 or (e.id is not null and e.id_text is not null))
-                    then refuse_event('it has content, and no author, two Ids or another type than Message')
-                    when length(e.id_text) not between 1 and 64
-                         or e.id_text ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
-                    then refuse_event('its Id is too long, empty, or a UUID that is given as a text')
-                    when e.type <> 1 and e.message_type + e.content_type <> 0
-                    then refuse_event('it has a message''s type, and is none')
-                    when e.reason <> 0 and e.type <> 2
-                    then refuse_event('it has a reason, and is no DelSession')
-                    when e.type = 0 and new_statuses[e.session] is distinct from 1
-                         or e.type = 2 and new_statuses[e.session]
-                                           is distinct from case e.reason when 1 then 2 when 2 then 1 when 3 then 0 else -1 end
-                    then refuse_event('its session does not change accordingly')
-                    when e.feed_key < 0 or e.feed_key = 0 and e.content is null
-                         or e.feed_key is distinct from case e.type when 0 then new_owners[e.session] else owners[e.session] end
-                            and e.feed_key <> told_gateways[e.session]
-                    then refuse_event('its feed is neither that of its session''s owner nor that of its gateway')
-                    when e.profile_source <> case when e.type = 0 then 2 when owners[e.session] > 0 then 1 else 0 end
-                    then refuse_event('it shows the profile of another than its session''s owner')
-                    when e.type = 1 and e.content is null
-                         and (e.message_type = 0 or e.feed_key <> told_gateways[e.session] or e.seq_step is null
-                              or e.content_type is distinct from content_types[e.n - 1]
-                              or event_sessions[e.n - 1] is distinct from e.session
-                              or coalesce(author_keys[e.n - 1], 0) = 0)
-                    then refuse_event('it tells a gateway of a message that is not just before it')
-                    when e.content is not null
-                         and (e.feed_key <> owners[e.session] or e.seq_step is null or e.seq_step < 1
-                              or e.author_key <> case e.message_type when 0 then told_gateways[e.session] else owners[e.session] end
-                              or e.message_type = 1 and told_gateways[e.session] > 0
-                                 and feed_keys[e.n + 1] is distinct from told_gateways[e.session])
-                    then refuse_event('its author or its number is not right, or the gateway is not told')
-                    when e.type = 2 and e.seq_step is not null or e.seq_step < 0
-                    then refuse_event('it has a number that it should not have')
-                    else e.type
+               e.author_key, case when e.seq_step is null then 0 else last_seqs[e.session] + e.seq_step end,
+               -- An expression is set up anew for each statement, at a price for each operator: so there are few.
+               case when e.type = 1 and e.reason = 0 and e.content_type = any ('{0,1}') and e.seq_step > 0
+                         and e.profile_source = case when owners[e.session] > 0 then 1 else 0 end
+                         and case when e.content is not null
+                                  then e.feed_key = owners[e.session] and e.author_key > 0
+                                       and e.author_key = case e.message_type when 0 then told_gateways[e.session]
+                                                                              when 1 then owners[e.session] end
+                                       and (e.message_type = 0 or feed_keys[e.n + 1] = told_gateways[e.session]
+                                            or told_gateways[e.session] < 0)
+                                       and (e.id_text is null
+                                            or e.id is null and e.id_text !~ '^$|^.{65}|^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$')
+                                  else e.feed_key = told_gateways[e.session] and e.message_type = 1
+                                       and e.author_key = 0 and e.id is null and e.id_text is null
+                                       and author_keys[e.n - 1] > 0 and event_sessions[e.n - 1] = e.session
+                                       and content_types[e.n - 1] = e.content_type
+                             end
+                    then 1
+                    -- The others were looked at with the changes.
+                    when e.type <> 1 and new_statuses[e.session] is not null
+                    then e.type
+                    else refuse_event(format('event %s is no message of its session for this feed', e.n))
                end,
                e.reason, e.message_type, e.content_type, e.id, e.id_text, e.content
         -- Row by row: in "from unnest(...)" each array would be copied first, a quarter of what 500 rows take.

@@ -57,7 +57,7 @@ pub struct ServeArgs {
     /// Requests per second that one token may send [default: no limit].
     #[arg(long, env = "DESKFEED_REQUESTS_PER_SECOND")]
     pub requests_per_second: Option<NonZeroU32>,
-    /// Most connections for reads; writing and listening take four more. Where pages of history have threads of
+    /// Most connections for reads; writing and listening take six more. Where pages of history have threads of
     /// their own (DESKFEED_THREADS), they have five of eight of these connections.
     #[arg(long, env = "DESKFEED_DB_READERS", default_value = "8", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub db_readers: u32,

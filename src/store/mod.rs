@@ -1,10 +1,9 @@
 //! The only place with SQL. Functions take a connection and return domain types, or an [`Error`] that says whether
 //! the same request may succeed later.
 //!
-//! **Order.** Whoever appends events or changes a session or an agent first takes EXCLUSIVE on the
-//! empty table `append_lock` ([`appends::begin`]), in a statement of its own so that the next
-//! statement's snapshot is newer, and holds it until its commit. Versions are `max(version) + 1`
-//! and so on, so they are dense and become visible in order: any snapshot that shows version v
+//! **Order.** `append()` ([`appends`]) takes EXCLUSIVE on the empty table `append_lock` before it looks at anything,
+//! and holds it until its commit; so does everybody else who changes a session or an agent. Versions are
+//! `max(version) + 1` and so on, so they are dense and become visible in order: any snapshot that shows version v
 //! shows all below v. That is what makes a scan `version > a` complete.
 //!
 //! **Isolation** is READ COMMITTED everywhere. **Lock order:** `append_lock`, then rows; the

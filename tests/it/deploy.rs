@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use deskfeed::domain::limits;
 
 /// Connections of a process besides those for reads (writer, acknowledgements, listener, relay).
-const CONNECTIONS_BESIDES_READERS: u64 = 4;
+const CONNECTIONS_BESIDES_READERS: u64 = 6;
 /// Connections that PostgreSQL keeps for superusers.
 const CONNECTIONS_RESERVED: u64 = 3;
 

@@ -121,118 +121,134 @@ async fn the_queries_of_the_dbas_document_are_open_to_monitors() {
     }
 }
 
-/// What may be wrong with a schema or with rights: how, how it is mended, and how the doctor says so.
+/// What is wrong, how it is mended, which check says so, in which words, and how bad it is.
+type Ill = (&'static str, &'static str, &'static str, &'static str, &'static str);
+
+/// What may be wrong with a schema, with rights or with the history.
+const ILLS: [Ill; 13] = [
+    (
+        "grant delete on events to deskfeed_app",
+        "revoke delete on events from deskfeed_app",
+        "rights",
+        "may delete events",
+        "warning",
+    ),
+    (
+        "revoke execute on function append from deskfeed_app",
+        "grant execute on function append to deskfeed_app",
+        "rights",
+        "lacks execute on append",
+        "critical",
+    ),
+    (
+        "grant execute on function next_history to deskfeed_app",
+        "revoke execute on function next_history from deskfeed_app",
+        "rights",
+        "may execute next_history",
+        "warning",
+    ),
+    (
+        "revoke select on histories from deskfeed_app",
+        "grant select on histories to deskfeed_app",
+        "rights",
+        "lacks select on histories",
+        "critical",
+    ),
+    (
+        "drop index sessions_by_status",
+        "create index sessions_by_status on sessions (status, session_key)",
+        "migrations",
+        "index sessions_by_status is missing",
+        "critical",
+    ),
+    (
+        "alter table events disable trigger events_are_kept",
+        "alter table events enable always trigger events_are_kept",
+        "migrations",
+        "trigger events.events_are_kept is not",
+        "critical",
+    ),
+    ("create table mine ()", "drop table mine", "migrations", "table mine is not of the migrations", "warning"),
+    (
+        "update _sqlx_migrations set success = false where version = 1",
+        "update _sqlx_migrations set success = true where version = 1",
+        "migrations",
+        "migration 1 is recorded differently",
+        "critical",
+    ),
+    (
+        "update _sqlx_migrations set version = 0 where version = 1",
+        "update _sqlx_migrations set version = 1 where version = 0",
+        "migrations",
+        "migrations from 1 on are not applied",
+        "critical",
+    ),
+    (
+        "insert into _sqlx_migrations select 999, 'x', now(), true, checksum, 0 from _sqlx_migrations where version = 1",
+        "select",
+        "migrations",
+        "up to 999, newer",
+        "note",
+    ),
+    (
+        "update store set oldest_program = 999",
+        "delete from _sqlx_migrations where version = 999; update store set oldest_program = 1",
+        "migrations",
+        "cannot work with them",
+        "critical",
+    ),
+    (
+        "revoke select on _sqlx_migrations from deskfeed_monitor",
+        "grant select on _sqlx_migrations to deskfeed_monitor",
+        "migrations",
+        "it cannot be looked at",
+        "warning",
+    ),
+    (
+        "update histories set timeline = timeline + 1",
+        "update histories set timeline = timeline - 1",
+        "history",
+        "the next append begins a new one",
+        "note",
+    ),
+];
+
+/// These, and what may be wrong with a database's settings.
 fn ills(database: &str) -> Vec<(String, String, &'static str, &'static str, &'static str)> {
-    let ills = [
+    let settings = [
         (
-            "grant delete on events to deskfeed_app",
-            "revoke delete on events from deskfeed_app",
-            "rights",
-            "may delete events",
-            "warning",
-        ),
-        (
-            "revoke execute on function append from deskfeed_app",
-            "grant execute on function append to deskfeed_app",
-            "rights",
-            "lacks execute on append",
-            "critical",
-        ),
-        (
-            "grant execute on function next_history to deskfeed_app",
-            "revoke execute on function next_history from deskfeed_app",
-            "rights",
-            "may execute next_history",
-            "warning",
-        ),
-        (
-            "revoke select on histories from deskfeed_app",
-            "grant select on histories to deskfeed_app",
-            "rights",
-            "lacks select on histories",
-            "critical",
-        ),
-        (
-            "drop index sessions_by_status",
-            "create index sessions_by_status on sessions (status, session_key)",
-            "migrations",
-            "index sessions_by_status is missing",
-            "critical",
-        ),
-        (
-            "alter table events disable trigger events_are_kept",
-            "alter table events enable always trigger events_are_kept",
-            "migrations",
-            "trigger events.events_are_kept is not",
-            "critical",
-        ),
-        ("create table mine ()", "drop table mine", "migrations", "table mine is not of the migrations", "warning"),
-        (
-            "update _sqlx_migrations set success = false where version = 1",
-            "update _sqlx_migrations set success = true where version = 1",
-            "migrations",
-            "migration 1 is recorded differently",
-            "critical",
-        ),
-        (
-            "update _sqlx_migrations set version = 0 where version = 1",
-            "update _sqlx_migrations set version = 1 where version = 0",
-            "migrations",
-            "migrations from 1 on are not applied",
-            "critical",
-        ),
-        (
-            "insert into _sqlx_migrations select 999, 'x', now(), true, checksum, 0 from _sqlx_migrations where version = 1",
-            "select",
-            "migrations",
-            "up to 999, newer",
-            "note",
-        ),
-        (
-            "update store set oldest_program = 999",
-            "delete from _sqlx_migrations where version = 999; update store set oldest_program = 1",
-            "migrations",
-            "cannot work with them",
-            "critical",
-        ),
-        (
-            "revoke select on _sqlx_migrations from deskfeed_monitor",
-            "grant select on _sqlx_migrations to deskfeed_monitor",
-            "migrations",
-            "it cannot be looked at",
-            "warning",
-        ),
-        (
-            "update histories set timeline = timeline + 1",
-            "update histories set timeline = timeline - 1",
-            "history",
-            "the next append begins a new one",
-            "note",
-        ),
-        (
-            &format!("alter database {database} set synchronous_commit = off"),
-            &format!("alter database {database} reset synchronous_commit"),
+            format!("alter database {database} set synchronous_commit = off"),
+            format!("alter database {database} reset synchronous_commit"),
             "settings",
             "synchronous_commit=off is set for everybody",
             "critical",
         ),
         (
-            &format!("alter database {database} set default_transaction_read_only = on"),
-            &format!("begin read write; alter database {database} reset default_transaction_read_only; commit"),
+            format!("alter database {database} set default_transaction_read_only = on"),
+            format!("begin read write; alter database {database} reset default_transaction_read_only; commit"),
             "settings",
             "default_transaction_read_only=on is set",
             "critical",
         ),
         (
-            &format!("alter database {database} set idle_session_timeout = 9000"),
-            &format!("alter database {database} reset idle_session_timeout"),
+            format!("alter database {database} set idle_session_timeout = 9000"),
+            format!("alter database {database} reset idle_session_timeout"),
             "settings",
             "idle_session_timeout is set",
             "warning",
         ),
     ];
-    ills.map(|(change, back, check, words, severity)| (change.to_owned(), back.to_owned(), check, words, severity))
-        .to_vec()
+    let owned = |change: &str, back: &str| (change.to_owned(), back.to_owned());
+    let ills = ILLS.iter().copied().chain(
+        settings
+            .iter()
+            .map(|(change, back, check, words, severity)| (change.as_str(), back.as_str(), *check, *words, *severity)),
+    );
+    ills.map(|(change, back, check, words, severity)| {
+        let (change, back) = owned(change, back);
+        (change, back, check, words, severity)
+    })
+    .collect()
 }
 
 /// What is wrong with a schema or with rights shows, and is gone when it is mended.
@@ -412,7 +428,7 @@ async fn what_is_wrong_with_a_server_is_found() {
         ("settings", "full_page_writes=off", "critical"),
         ("settings", "autovacuum=off", "warning"),
         ("settings", "idle_in_transaction_session_timeout=0", "note"),
-        ("connections", "3 replicas need up to 51 connections, of 37", "warning"),
+        ("connections", "3 replicas need up to 59 connections, of 37", "warning"),
         ("replication", "no standby", "ok"),
         ("indexes", "all are valid", "ok"),
     ] {

@@ -36,6 +36,7 @@ mod restore;
 mod retention;
 mod revocation;
 mod roles;
+mod rubbish;
 mod schema;
 mod seed_flows;
 mod send;

@@ -51,7 +51,8 @@ impl Plans {
     async fn explain(&mut self, statement: &str, arguments: &str) -> Plan {
         let sql = format!("deallocate all; prepare explained as {statement}");
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connection).await.expect("the statement is prepared");
-        let sql = format!("explain (analyze, buffers, timing off, format json) execute explained ({arguments})");
+        let arguments = if arguments.is_empty() { String::new() } else { format!("({arguments})") };
+        let sql = format!("explain (analyze, buffers, timing off, format json) execute explained {arguments}");
         let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(&mut self.connection).await.expect("a plan");
         let text: String = row.try_get_unchecked(0).expect("the plan as text");
         let mut plan = Plan { text: text.clone(), ..Plan::default() };
@@ -77,6 +78,8 @@ struct Plan {
     events_looked_at: f64,
     /// Rows that came out.
     rows: f64,
+    /// Rows of other tables looked at, and whether an index led to them: (table, index, rows).
+    others: Vec<(String, Option<String>, f64)>,
 }
 
 impl Plan {
@@ -115,6 +118,11 @@ impl Plan {
             if has_looked {
                 self.looked_into.push(first_version.parse().expect("partitions are named by their first version"));
             }
+        }
+        if !relation.is_empty() && !relation.starts_with("events") {
+            let number = |name: &str| node[name].as_f64().unwrap_or(0.0);
+            let rows = (number("Actual Rows") + number("Rows Removed by Filter")) * number("Actual Loops");
+            self.others.push((relation.to_owned(), node["Index Name"].as_str().map(str::to_owned), rows));
         }
         for child in node["Plans"].as_array().into_iter().flatten() {
             self.read(child);
@@ -251,4 +259,103 @@ async fn the_tail_scan_history_lists_and_times_use_their_indexes() {
         plan.wide.retain(|scan| !["events_120001_", "events_140001_"].iter().any(|empty| scan.starts_with(empty)));
         plan.assert_narrow();
     }
+}
+
+/// A statement of `append()` or of a function it calls, from these words to those, with parameters in place of variables.
+fn of_append(from: &str, to: &str, variables: &[(&str, &str)]) -> String {
+    let text = include_str!("../../migrations/0008_append.sql");
+    let start = text.find(from).unwrap_or_else(|| panic!("{from} is not there"));
+    let length = text[start..].find(to).unwrap_or_else(|| panic!("{to} does not follow"));
+    let mut statement = text[start..start + length + to.len()].to_owned();
+    for (variable, parameter) in variables {
+        assert!(statement.contains(variable), "{variable}: {statement}");
+        statement = statement.replace(variable, parameter);
+    }
+    statement
+}
+
+#[tokio::test]
+async fn an_append_looks_at_what_it_needs() {
+    let mut plans = Plans::load().await;
+    let setup = "
+        insert into feeds (kind, feed_id) select 1, 'more-' || n from generate_series(1, 500) n;
+        insert into profiles (feed_key, name) select feed_key, 'name' from feeds where feed_id like 'more-%';
+        insert into agents (feed_key, profile_key, open_sessions) select feed_key, profile_key, feed_key % 40 from profiles where feed_key > 120;
+        insert into polls_seen select now(), feed_key from agents;
+        insert into sessions (opened_at, status, session_id, from_id) select now(), 0, 'queued-' || n, 'customer' from generate_series(1, 300) n;
+        analyze";
+    sqlx::raw_sql(setup).execute(&mut plans.desk.sql().await).await.expect("more agents and a queue");
+
+    // The head: from the newest known version on.
+    let newest = of_append(
+        "select version, created_at from events where version >= known_head",
+        "limit 1",
+        &[("known_head", "$1")],
+    );
+    let plan = plans.explain(&newest, "119000").await;
+    assert_eq!((plan.without_index, plan.events_looked_at, plan.rows), (0, 1.0, 1.0), "{}", plan.text);
+    assert!(plan.looked_into.iter().all(|first| *first >= 100_001), "{:?}", plan.looked_into);
+
+    // Whether sessions are as they were.
+    let check = of_append(
+        "select array_agg(s.is_stale)",
+        "order by given.n\n        ) s",
+        &[
+            ("into stale, owner_profiles, owners, told_gateways", ""),
+            ("unnest(session_keys, revisions, seq_versions)", "unnest($1::bigint[], $2::bigint[], $3::bigint[])"),
+            ("<= head", "<= $4::bigint"),
+        ],
+    );
+    let plan = plans.explain(&check, "'{7,8,1100}', '{1,1,1}', '{100000,100000,100000}', 120000").await;
+    let sessions: Vec<_> = plan.others.iter().filter(|other| other.0 == "sessions").collect();
+    assert_eq!(sessions, [&("sessions".to_owned(), Some("sessions_pkey".to_owned()), 3.0)], "{}", plan.text);
+
+    // Their newest messages: no partition that is older than what is known, and one event of each.
+    let numbers = of_append(
+        "select given.n, m.message_seq",
+        "where given.seq_version < head",
+        &[("unnest(session_keys, seq_versions)", "unnest($1::bigint[], $2::bigint[])"), ("head", "$3::bigint")],
+    );
+    let mut plan = plans.explain(&numbers, "'{7,8,1100}', '{118000,118000,118000}', 120000").await;
+    plan.wide.retain(|scan| !["events_120001_", "events_140001_"].iter().any(|empty| scan.starts_with(empty)));
+    plan.assert_narrow();
+    assert!(plan.events_looked_at <= 3.0, "{}", plan.text);
+    assert!(plan.looked_into.iter().all(|first| *first >= 100_001), "{:?} {}", plan.looked_into, plan.text);
+
+    // Ids: each is looked for in the index of each partition.
+    for (from, column, ids) in
+        [("ids", "id", "array[gen_random_uuid(), null]"), ("id_texts", "id_text", "'{m-1,null}'")]
+    {
+        let kind = if column == "id" { "uuid" } else { "text" };
+        let taken = of_append(
+            &format!("from (select unnest({from}) as id"),
+            "where given.id is not null",
+            &[
+                (&format!("unnest({from})"), &format!("unnest($1::{kind}[])")),
+                ("unnest(event_sessions)", "unnest($2::integer[])"),
+            ],
+        );
+        let mut plan = plans.explain(&format!("select given.session {taken}"), &format!("{ids}, '{{1,2}}'")).await;
+        plan.wide.retain(|scan| !["events_120001_", "events_140001_"].iter().any(|empty| scan.starts_with(empty)));
+        plan.assert_narrow();
+        assert!(plan.events_looked_at < 1.0, "{}", plan.text);
+    }
+
+    // The queue: a hundred of those that wait, in their order.
+    let queue = of_append("select s.session_key, s.gateway_key, case", "order by s.session_key limit 100", &[]);
+    let plan = plans.explain(&queue, "").await;
+    let sessions = plan.others.iter().find(|other| other.0 == "sessions").expect("sessions are read");
+    assert_eq!(sessions, &("sessions".to_owned(), Some("sessions_by_status".to_owned()), 100.0), "{}", plan.text);
+    assert_eq!((plan.without_index, plan.events_looked_at), (0, 0.0), "{}", plan.text);
+
+    // Of 620 agents, whether they are silent is looked up for those in front.
+    let choose = of_append(
+        "select array_agg(a.feed_key), array_agg(a.open_sessions)",
+        "order by a.open_sessions desc, a.assigned_at nulls first, a.feed_key\n    ) a",
+        &[("into agents, counts, most, free", ""), ("cardinality(released_by)", "$1::integer")],
+    );
+    let plan = plans.explain(&choose, "3").await;
+    let polls: f64 = plan.others.iter().filter(|other| other.0 == "polls_seen").map(|other| other.2).sum();
+    assert!(plan.others.iter().all(|other| other.0 != "polls_seen" || other.1.is_some()), "{}", plan.text);
+    assert!(polls <= 5.0, "{polls}: {}", plan.text);
 }

@@ -263,7 +263,10 @@ async fn a_restore_to_a_point_in_time_has_what_was_acknowledged_and_readers_are_
     assert!(restore.contains("'2026-11-24 03:00:00+00'"), "{restore}");
     scratch.run(&restore.replace("2026-11-24 03:00:00+00", &point)).await;
     let said = scratch.run(renew).await;
-    assert!(said.contains("Feed-Epoch was") && said.contains("The schema is what the migrations make."), "{said}");
+    assert!(
+        said.contains("the next append begins a new epoch") && said.contains("The schema is what the migrations make."),
+        "{said}"
+    );
 
     // A replica that was never stopped tells its parked reader; one that starts now tells everybody else.
     let told = timeout(PATIENCE, parked).await.expect("it is told").expect("no panic");
@@ -283,16 +286,20 @@ async fn a_restore_to_a_point_in_time_has_what_was_acknowledged_and_readers_are_
 
     let above = ann.query(&format!("a={lost_head}&wait=0")).await;
     assert_eq!((above.code(), above.json()["head"].as_i64()), (41001, Some(head)));
-    let renewed = above.json()["epoch"].as_str().expect("a name").to_owned();
-    assert_ne!(renewed, epoch);
-    assert_eq!(ann.query(&format!("a={head}&wait=0&epoch={epoch}")).await.code(), 41001);
-    assert_eq!(ann.query(&format!("a={head}&wait=0&epoch={renewed}")).await.next(), head);
+    // Nothing was appended since: it is the old history still, of which those who were not ahead have missed nothing.
+    assert_eq!(above.json()["epoch"].as_str(), Some(epoch.as_str()));
+    assert_eq!(ann.query(&format!("a={head}&wait=0&epoch={epoch}")).await.next(), head);
 
-    // What was lost is sent again under its Id, and gets a version anew. When the store has grown past a reader,
-    // the epoch is all that tells.
+    // What was lost is sent again under its Id, and gets another version, the first of a new history.
     let lost = acked.len() - 1;
     let again = web.send_id("s1", &format!("m{lost}"), &text(lost)).await.ok();
     assert_eq!(again["Version"].as_i64(), Some(head + 1));
+    let goes_on = ann.query(&format!("a={head}&wait=0&epoch={epoch}")).await;
+    assert_eq!(goes_on.versions(), [head + 1], "who was not ahead goes on");
+    let renewed = goes_on.header("feed-epoch").to_owned();
+    assert_ne!(renewed, epoch);
+    assert_eq!(ann.query(&format!("a={}&wait=0&epoch={epoch}", head + 1)).await.code(), 41001, "it was another event");
+    // When the store has grown past a reader, the epoch is all that tells.
     for number in 0..=lost_head - head {
         web.send("s1", &format!("another {number}")).await.ok();
     }

@@ -5,8 +5,8 @@ use sqlx::PgConnection;
 use super::{Expected, Result};
 use crate::domain::{finding::Finding, limits};
 
-/// What a process takes besides its connections for reads.
-const OTHER_CONNECTIONS: u32 = 4;
+/// What a process takes besides its connections for reads: two for appends; acknowledgements, LISTEN, NOTIFY, the relay.
+const OTHER_CONNECTIONS: u32 = 6;
 /// Left over for people and `deskfeed` commands.
 const SPARE_CONNECTIONS: i64 = 3;
 /// How full: of the connections, and of the queue of notifications (a full one fails every append).

@@ -75,8 +75,8 @@ impl Passing {
     }
 }
 
-/// Whether a statement appends: its comment says that it is one of the appends', and it calls a function that
-/// is called so or takes the lock. (To ask or settle what became of an append is none.)
+/// Whether a statement appends: its comment says that it is one of the appends', and it calls `append()`. (To settle
+/// what became of an append is none.)
 fn is_append(text: &str) -> bool {
     let calls = |name: &str| {
         text.match_indices(name).any(|(at, _)| {
@@ -84,7 +84,7 @@ fn is_append(text: &str) -> bool {
             before.is_none_or(|c| !c.is_ascii_alphanumeric() && c != '_' && c != '.')
         })
     };
-    text.contains("/* appends.") && (calls("append(") || calls("append_"))
+    text.contains("/* appends.") && calls("append(")
 }
 
 /// What a request says.
@@ -258,17 +258,14 @@ fn text_of(body: &[u8]) -> String {
 
 #[test]
 fn what_appends_is_known_by_its_name_and_its_call() {
-    for text in [
-        "/* appends.write */ select append_events($1, $2)",
-        "/* appends.append */ select * from append($1)",
-        "/* appends.append */ select version from append($1)",
-    ] {
+    for text in ["/* appends.append */ select * from append($1)", "/* appends.append */ select version from append($1)"]
+    {
         assert!(is_append(text), "{text}");
     }
     for text in [
         "/* appends.backend */ select pid from pg_stat_activity",
         "/* appends.settle */ select settle_append($1)",
-        "select append_events($1)",
+        "select append($1)",
         "/* events.read */ select append from events",
     ] {
         assert!(!is_append(text), "{text}");
