@@ -74,6 +74,11 @@ pub const APPEND_ANSWER_MS: u64 = 5_000;
 /// Appends of one process that are under way at the same time: while the server commits one, the
 /// answers to another are given and the next is decided.
 pub const APPEND_LANES: usize = 2;
+/// Requests in an append from which on the next one waits for the senders of this one, while other processes
+/// append.
+pub const APPEND_WORTH_WAITING: usize = 4;
+/// How long it then waits at most, in milliseconds.
+pub const APPEND_WAIT_FOR_MORE_MS: u64 = 1;
 /// How long after another process's append a process counts as not alone, in milliseconds.
 pub const APPEND_CONTENDED_MS: u64 = 50;
 /// Shortest time between two notifications of other processes under load, in milliseconds.

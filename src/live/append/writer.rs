@@ -144,6 +144,7 @@ pub fn lanes(db: Db, publisher: Publisher, heads: watch::Sender<i64>) -> (Writer
     let shared = Arc::new(Shared { db, publisher, queue, cache: Mutex::default(), heads });
     let lanes = (0..limits::APPEND_LANES).map(|position| Lane {
         is_first: position == 0,
+        answered: 0,
         shared: Arc::clone(&shared),
         link: None,
         unsettled: Vec::new(),
@@ -163,6 +164,8 @@ pub struct Lane {
     waiting: VecDeque<Job>,
     /// The lane that always works.
     is_first: bool,
+    /// How many requests were in its last batch.
+    answered: usize,
 }
 
 /// A lane's connection.
@@ -227,6 +230,7 @@ impl Lane {
             // The request that woke this task may run before others that are ready as well: let them come first.
             yield_now().await;
         }
+        self.wait_for_the_last(&mut batch, &mut queue).await;
         while batch.len() < limits::APPEND_REQUESTS_MAX
             && let Ok(job) = queue.try_recv()
         {
@@ -235,8 +239,27 @@ impl Lane {
         Some(batch)
     }
 
+    /// While other processes append, the next append waits for theirs. So the senders that were just answered have
+    /// the time to come back, and make it a larger one. For a moment only: they may not come.
+    async fn wait_for_the_last(&self, batch: &mut Vec<Job>, queue: &mut mpsc::Receiver<Job>) {
+        if self.answered < limits::APPEND_WORTH_WAITING || !self.shared.cache().is_contended() {
+            return;
+        }
+        let wanted = (batch.len() + queue.len() + self.answered * 3 / 4).min(limits::APPEND_REQUESTS_MAX);
+        let gathered = async {
+            while batch.len() < wanted
+                && let Some(job) = queue.recv().await
+            {
+                batch.push(job);
+            }
+        };
+        // Its end by the time is as good as any other.
+        let _ = timeout(Duration::from_millis(limits::APPEND_WAIT_FOR_MORE_MS), gathered).await;
+    }
+
     /// Appends a batch, or halves of it if something in it is refused by the server.
     async fn work_off(&mut self, batch: Vec<Job>) {
+        self.answered = batch.len();
         let mut parts = vec![batch];
         while let Some(mut part) = parts.pop() {
             let Err(error) = self.append(&mut part).await else {
