@@ -226,7 +226,7 @@ impl<'a> Ledger<'a> {
         touched
     }
 
-    /// Profiles that the events of an append show.
+    /// The profiles shown by the events of an append.
     pub fn profiles(appended: &Appended) -> Vec<ProfileKey> {
         let sessions = appended.sessions.iter().map(|session| session.profile);
         let changes = appended.changes.iter().map(|change| change.profile);
@@ -239,8 +239,8 @@ impl<'a> Ledger<'a> {
         distinct.into_iter().collect()
     }
 
-    /// The events of an append as readers are shown them, without a look into the database. `None` where
-    /// they show what only the database knows: messages that came before an AddSession.
+    /// The events of an append as readers are shown them. `None` if some show what only the database knows: sessions
+    /// of the queue, and messages from before an AddSession.
     pub fn shown(
         &self,
         appended: &Appended,
