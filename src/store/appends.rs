@@ -1,5 +1,5 @@
 //! Calls `append()` and its companions (`migrations/0008_append.sql`). Plain rows go in and their outcomes come out;
-//! [`crate::desk`] decides what they mean.
+//! `desk` decides what they mean.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
