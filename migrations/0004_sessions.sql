@@ -3,8 +3,8 @@
 -- Reversible: drop the table (only while no event refers to it).
 -- Size: about 500 bytes per session, indexes included.
 --
--- Narrower than squawk likes, on purpose: keys as in 0002, a type of the desk's own (the wire contract has
--- 32 bits for it), and states that a check names.
+-- Narrower than squawk recommends, on purpose: keys as in 0002, the desk's own session type (32 bits in the
+-- wire contract), and codes that a check constrains.
 -- squawk-ignore-file prefer-bigint-over-int, prefer-bigint-over-smallint
 
 set local lock_timeout = '250ms';
@@ -31,7 +31,7 @@ create table sessions (
     constraint sessions_pkey primary key (session_key),
     constraint session_id_is_unique unique (session_id),
     -- No foreign keys to agents and gateways: append() has found both, and neither is ever deleted.
-    -- Checking them took a fifth of the time that an open takes.
+    -- Checking them took a fifth of the time of an open.
     constraint session_status_is_known check (status in (0, 1, 2)),
     constraint session_last_op_is_known check (last_op in (0, 1, 2, 3)),
     constraint open_session_has_an_owner check (status <> 1 or owner_key is not null),
@@ -39,25 +39,25 @@ create table sessions (
     constraint closed_session_has_a_time check ((status = 2) = (closed_at is not null))
 ) with (fillfactor = 80);
 
--- Each serves one form of GET /session/list, newest first; the last one also the
--- queue, oldest first (session_key rises with the opening time: both are given
+-- Each serves one form of GET /session/list, newest first. The last one also serves the
+-- queue, oldest first (session_key increases with the opening time: both are assigned
 -- under append_lock).
 create index sessions_by_owner on sessions (owner_key, status, session_key);
 create index sessions_by_gateway on sessions (gateway_key, status, session_key);
 create index sessions_by_status on sessions (status, session_key);
 
 comment on table sessions is 'One conversation of a customer with the desk. Changed only under append_lock.';
-comment on column sessions.opened_at is 'When it was brought in.';
-comment on column sessions.closed_at is 'When it was closed; null while it is not.';
-comment on column sessions.session_key is 'Short key, used by messages and events; rises with the opening time.';
+comment on column sessions.opened_at is 'When it was opened.';
+comment on column sessions.closed_at is 'When it was closed; null until then.';
+comment on column sessions.session_key is 'Short key, used by events; increases with the opening time.';
 comment on column sessions.assigned_version is 'Version of the AddSession that gave it to its present owner; 0 while it never had one.';
-comment on column sessions.last_op_version is 'Version that the last close, release or transfer was answered with.';
-comment on column sessions.revision is 'Rises with every change of the columns that decide who may do what in it. An append says which revision it was decided on.';
+comment on column sessions.last_op_version is 'Version in the answer to the last close, release or transfer.';
+comment on column sessions.revision is 'Incremented by every change of the columns that decide who may do what in it. An append states which revision it was decided on.';
 comment on column sessions.owner_key is 'The agent who owns it; of a closed session, the last owner. Null while queued.';
 comment on column sessions.gateway_key is 'The gateway that opened it; null when an admin did.';
 comment on column sessions.session_type is 'The desk''s own classification, passed through.';
-comment on column sessions.last_op_by is 'Who asked for the last close, release or transfer (feed_key; 0 an admin): a repetition by the same caller gets the same answer.';
-comment on column sessions.last_op_to is 'Target of the last transfer, or owner whom the last release freed: the queue does not hand it straight back.';
+comment on column sessions.last_op_by is 'Caller of the last close, release or transfer (feed_key; 0 an admin): a repetition by the same caller gets the same answer.';
+comment on column sessions.last_op_to is 'Target of the last transfer, or the owner before the last release: the queue does not assign it straight back to that agent.';
 comment on column sessions.status is '0 queued, 1 open, 2 closed.';
 comment on column sessions.last_op is '0 none, 1 close, 2 release, 3 transfer.';
 comment on column sessions.session_id is 'The id clients use.';
@@ -65,8 +65,8 @@ comment on column sessions.from_id is 'The customer''s id at the gateway.';
 comment on column sessions.from_name is 'The customer''s name; null when unknown.';
 comment on column sessions.from_image is 'The customer''s image; null when unknown.';
 
--- A change by hand is as safe as the service's own: it takes append_lock, and raises the revision if the
--- statement does not. append() holds the lock already and raises the revision itself.
+-- Makes changes by hand as safe as the service's own: they take append_lock, and increment the revision if the
+-- statement does not. append() already holds the lock and increments the revision itself.
 create function take_append_lock() returns trigger
 language plpgsql set search_path = public, pg_temp as $$
 begin
@@ -75,7 +75,7 @@ begin
 end
 $$;
 
-comment on function take_append_lock() is 'Trigger function: takes append_lock, so that no append is decided on what is about to change.';
+comment on function take_append_lock() is 'Trigger function: takes append_lock, so that no append is decided on state that is about to change.';
 
 create trigger sessions_change_under_append_lock
     before insert or update or delete or truncate on sessions
@@ -93,7 +93,7 @@ begin
 end
 $$;
 
-comment on function raise_revision() is 'Trigger function: raises a session''s revision.';
+comment on function raise_revision() is 'Trigger function: increments a session''s revision.';
 
 create trigger session_revision_rises
     before update on sessions

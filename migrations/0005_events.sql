@@ -1,12 +1,12 @@
--- What: the events of all feeds in one order, messages among them, in partitions by version; the
---       functions that make partitions and move the oldest version that is kept.
--- Locks: the row of store, for a moment; all else is new.
+-- What: the events of all feeds in one order, including messages, partitioned by version; the
+--       functions that create partitions and move the oldest version that is kept.
+-- Locks: the row of store, for a moment; everything else is new.
 -- Reversible: no; this is the history.
 -- Size: about 500 bytes per message of 300 bytes and 140 bytes per other event, indexes included; an
 --       empty partition has 100 kB.
 --
--- Narrower than squawk likes, on purpose: keys as in 0002, a number within one session, and codes that a
--- check names. Forty bytes less in every row.
+-- Narrower than squawk recommends, on purpose: keys as in 0002, a number within one session, and codes that
+-- append() checks. Saves forty bytes per row.
 -- squawk-ignore-file prefer-bigint-over-int, prefer-bigint-over-smallint
 
 set local lock_timeout = '250ms';
@@ -29,47 +29,47 @@ create table events (
     id_text      text,
     content      text,
     -- No foreign keys: each would be checked for each row of each append. The
-    -- appending transaction has read what it refers to, and nothing is deleted. And
-    -- no check constraints: PostgreSQL parses their text again for every statement, and
-    -- one was a third of the time of an append of one message. append() refuses what
-    -- they would, and no other role than the owner may insert.
+    -- appending transaction has read the referenced rows, and nothing is deleted.
+    -- No check constraints: PostgreSQL parses their text again for every statement, and
+    -- one took a third of the time of a single-message append. append() makes the same
+    -- checks, and only the owner may insert directly.
     constraint events_pkey primary key (version)
 ) partition by range (version);
 
--- No two entries of these two indexes are alike, so there is nothing to deduplicate.
+-- No two entries of these two indexes are equal, so there is nothing to deduplicate.
 --
--- Every read of a feed is a scan of one to three ranges of this index, one for
--- each type, merged. (feed_key, version) would serve all types a little faster,
--- but make a rare type scan its whole feed; both would cost every append twice.
+-- Every read of a feed merges one to three range scans of this index, one per type.
+-- (feed_key, version) would serve all types together slightly faster, but a rare type
+-- would scan its whole feed; with both indexes, every append would pay twice.
 create index events_by_feed on events (feed_key, type, version) with (deduplicate_items = off);
 
--- A session's messages, in their order. By version and not by their number in the session, which
--- is the same order: so the newest are in the last partitions, and a search for them ends there.
+-- A session's messages in order. By version and not by message_seq, which is the same order: the
+-- newest are in the last partitions, and a search for them ends there.
 create index messages_by_session on events (session_key, version) with (deduplicate_items = off) where content is not null;
 
--- Finds the AddSession that a message's Id acknowledges. Small: one in ten events.
+-- Finds the AddSession that a message's Id acknowledges. Small: covers one event in ten.
 create index events_adding_a_session on events (session_key, message_seq) where type = 0;
 
-comment on table events is 'What happened on each feed. Append-only, enforced for everyone; only content may be erased.';
-comment on column events.version is 'The event''s number: dense (1, 2, 3 and so on), given under append_lock in commit order.';
+comment on table events is 'What happened in each feed. Append-only, enforced for everyone; only content may be erased.';
+comment on column events.version is 'The event''s number: dense (1, 2, 3 and so on), assigned under append_lock in commit order.';
 comment on column events.created_at is 'When it was appended (the database''s clock); never decreases with the version.';
 comment on column events.session_key is 'The session it is about.';
-comment on column events.append is 'First event of an append: the random number by which its sender finds it again if the commit is not answered. Null for all other events.';
-comment on column events.id is 'Message: the Id that its sender gave, when that is a UUID in its usual lower-case form, else null. A message that was given no Id at all has made_message_id(version, created_at); nothing is kept of it.';
-comment on column events.feed_key is 'The feed it belongs to; 0 for a message that came while its session was queued: nobody is told of it until the session''s AddSession brings it.';
-comment on column events.profile_key is 'The agent it tells of, as the agent was then; 0 for none.';
+comment on column events.append is 'First event of an append: its evidence, a random number by which it is found if the commit is not answered. Null for all other events.';
+comment on column events.id is 'Message: the Id given by its sender, if that is a UUID in its usual lower-case form, else null. A message without any given Id has made_message_id(version, created_at), which is not stored.';
+comment on column events.feed_key is 'The feed it belongs to; 0 for a message that arrived while its session was queued: nobody receives it until the session''s AddSession brings it.';
+comment on column events.profile_key is 'Profile of the agent that it shows, as it was then; 0 for none.';
 comment on column events.author_key is 'Message: feed of the gateway or agent that sent it. 0 for events without content.';
-comment on column events.message_seq is 'Message: the message''s number in its session (1, 2, 3 and so on without gaps; it begins anew when none of the session''s messages is kept). AddSession: the last message that came with it (at most 20 are shown), 0 for none. DelSession: 0.';
+comment on column events.message_seq is 'Message: the message''s number in its session (1, 2, 3 and so on without gaps; it restarts if none of the session''s messages is kept). AddSession: the last message that came with it (at most 20 are shown), 0 for none. DelSession: 0.';
 comment on column events.type is '0 AddSession, 1 Message, 2 DelSession.';
-comment on column events.reason is 'Of a DelSession: 1 closed, 2 transferred, 3 released. Else 0.';
+comment on column events.reason is 'DelSession: 1 closed, 2 transferred, 3 released. Else 0.';
 comment on column events.message_type is 'Message: 0 received from the customer, 1 sent by an agent. Else 0.';
 comment on column events.content_type is 'Message: 0 text, 1 URL of an image. Else 0.';
-comment on column events.id_text is 'Message: the Id that its sender gave, in any other form than events.id takes, else null.';
-comment on column events.content is 'Message: the text, or the URL of the image. An agent''s message is told to two feeds; only its first event, the owner''s, holds it. Null for all other events.';
+comment on column events.id_text is 'Message: the Id given by its sender, if it has any other form than events.id holds, else null.';
+comment on column events.content is 'Message: the text, or the URL of the image. An agent''s message goes to two feeds; only its first event, the owner''s, holds the content. Null for all other events.';
 
--- Sequence and clock in one: a UUIDv7 (RFC 9562) of the milliseconds since 1970, the rest of the
--- microseconds as 12 bits (its section 6.2, method 3), and the version in place of random bits. It is
--- unique because the version is, and need be neither kept nor indexed; it says where to look for it.
+-- A UUIDv7 (RFC 9562) of the milliseconds since 1970, the remaining microseconds as 12 bits (section
+-- 6.2, method 3), and the version in place of random bits. It is unique because the version is. It need
+-- not be stored or indexed, because it contains the version to look for.
 create function made_message_id(version bigint, created_at timestamptz) returns uuid
 language sql stable parallel safe set search_path = pg_catalog, pg_temp as $$
     select (lpad(to_hex(us / 1000), 12, '0') || to_hex(28672 + us % 1000 * 4096 / 1000)
@@ -77,7 +77,7 @@ language sql stable parallel safe set search_path = pg_catalog, pg_temp as $$
     from (select (extract(epoch from created_at) * 1000000)::bigint as us) t
 $$;
 
-comment on function made_message_id(bigint, timestamptz) is 'The Id of a message that was given none.';
+comment on function made_message_id(bigint, timestamptz) is 'The Id of a message without a given one.';
 
 create view messages as
 select session_key, created_at, case when feed_key = 0 then 0 else version end as version, message_seq as seq, author_key,
@@ -140,10 +140,9 @@ comment on function event_partitions() is 'The partitions of events: first versi
 -- empty, so there is nothing to look through, and no check constraint that would spare the look.
 --
 -- A unique index of a partitioned table must contain its key, the version, and so could not keep Ids
--- unique. The indexes on Ids are each partition's own. Within a partition they refuse an Id that is
--- there already. Across partitions the lock does: whoever appends has it, and looks for the Ids that
--- clients gave in all partitions; append() does. Ids that
--- are made of a version are new by their making.
+-- unique. The indexes on Ids are each partition's own and refuse duplicates within it. Across
+-- partitions, append() looks up clients' Ids in all of them while it holds append_lock. Ids derived from
+-- a version are always new.
 create function make_partitions(first_version bigint, last_version bigint) returns integer
 language plpgsql set search_path = public, pg_temp as $$
 declare
@@ -183,9 +182,9 @@ begin
 end
 $$;
 
-comment on function make_partitions(bigint, bigint) is 'Makes the partitions of events that are missing for these versions, and gives how many. The owner''s.';
+comment on function make_partitions(bigint, bigint) is 'Creates the partitions of events that are missing for these versions, and returns how many. Only for the owner.';
 
--- Called by every replica when it starts and then regularly, and by an append that finds no room.
+-- Called by every replica at startup and regularly, and by an append that finds no room.
 create function make_partitions_ahead(events integer default 0) returns integer
 language plpgsql security definer set search_path = public, pg_temp as $$
 declare
@@ -203,18 +202,18 @@ begin
 end
 $$;
 
-comment on function make_partitions_ahead(integer) is 'Sees to it that two partitions of events lie ahead of the newest event and so many that are about to be appended; gives how many it made. The service may call it, with the owner''s rights.';
+comment on function make_partitions_ahead(integer) is 'Ensures that two partitions of events lie ahead of the newest event and of as many as are about to be appended; returns how many it created. The service may call it, with the owner''s rights.';
 
--- Nothing of this is anybody else's; deploy/grants.sql gives to others what they need. (What a view calls, it
--- calls with the rights of who reads it; what a trigger calls, nobody needs a right for.)
+-- Only the owner may execute these; deploy/grants.sql grants what others need. (A view calls functions with its
+-- reader's rights; trigger functions need no grant.)
 revoke execute on function made_message_id(bigint, timestamptz), refuse_change(), event_partitions(),
     make_partitions(bigint, bigint), make_partitions_ahead(integer) from public;
 
--- Room for the first events, and two partitions ahead of them.
+-- The partition of the first events, and two ahead of it.
 do $$ begin perform make_partitions_ahead(1); end $$;
 
--- A customer's message that came while its session was queued is told to nobody until the AddSession
--- that brings it: as long as that is to come, or is among the events that are kept, so is the message.
+-- A customer's message that arrived while its session was queued reaches nobody until an AddSession
+-- brings it. As long as that is pending, or is itself kept, the message must be kept.
 create function sessions_in_need_of_events_before(version bigint) returns table (session_id text, since timestamptz)
 language sql stable set search_path = public, pg_temp as $$
     select s.session_id, m.created_at
@@ -234,10 +233,10 @@ language sql stable set search_path = public, pg_temp as $$
     order by m.created_at
 $$;
 
-comment on function sessions_in_need_of_events_before(bigint) is 'Sessions that are not closed and have messages before this version of which their agent has not been told before it.';
+comment on function sessions_in_need_of_events_before(bigint) is 'Sessions that are not closed and have messages before this version that their agent has not received before it.';
 
--- The first half of retention. The other half is to detach the partitions, for which no transaction
--- will do; whatever becomes of that, readers have been told by then that those events are gone.
+-- The first half of retention. The second half detaches the partitions, which cannot be done in a
+-- transaction; whatever becomes of that, readers already know that those events are gone.
 create function keep_events_from(first_kept bigint) returns bigint
 language plpgsql set search_path = public, pg_temp as $$
 declare

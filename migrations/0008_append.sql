@@ -1,4 +1,4 @@
--- What: the functions through which the service appends. Events, sessions and agents change in no other way.
+-- What: the functions through which the service appends. The service changes events, sessions and agents in no other way.
 -- Locks: none that matter; functions only.
 -- Reversible: drop the functions (the service cannot append without them).
 -- Size: nothing.
@@ -6,7 +6,7 @@
 set local lock_timeout = '250ms';
 set local statement_timeout = '5s';
 
--- A feed by its id, made if there is none. Null: the id belongs to the other kind.
+-- Returns the key of a feed, which is created if necessary. Null if the id belongs to the other kind.
 create function put_feed(wanted_id text, wanted_kind smallint) returns integer
 language plpgsql set search_path = public, pg_temp as $$
 declare
@@ -27,7 +27,7 @@ begin
 end
 $$;
 
-comment on function put_feed(text, smallint) is 'Key of the feed with this id, which is made if it is not there; null when the id belongs to the other kind (1 agent, 2 gateway).';
+comment on function put_feed(text, smallint) is 'Key of the feed with this id, which is created if it does not exist; null if the id belongs to the other kind (1 agent, 2 gateway).';
 
 create function put_gateway(wanted_id text, wanted_name text, sets_name boolean, out is_gateway boolean, out present_name text)
 language plpgsql security definer set search_path = public, pg_temp as $$
@@ -44,9 +44,9 @@ begin
 end
 $$;
 
-comment on function put_gateway(text, text, boolean) is 'Creates or changes a gateway and returns its name; is_gateway is false when the id is an agent''s.';
+comment on function put_gateway(text, text, boolean) is 'Creates or changes a gateway and returns its name; is_gateway is false if the id belongs to an agent.';
 
--- What is null stays as it is, or takes its default in a new agent.
+-- Null keeps a value, or means its default in a new agent.
 create function put_agent(
     wanted_id text, wanted_name text, sets_name boolean, wanted_image text, sets_image boolean,
     wanted_max_sessions integer, default_max_sessions integer, wanted_online boolean
@@ -82,12 +82,12 @@ begin
 end
 $$;
 
-comment on function put_agent is 'Creates or changes an agent; false when the id is a gateway''s. Needs append_lock.';
+comment on function put_agent is 'Creates or changes an agent; false if the id belongs to a gateway. The caller holds append_lock.';
 
--- Greedy: each session in turn goes to the available agent with the fewest open sessions; of equals, to
--- the one whose last assignment is longest ago. Available is who is online, below the maximum, and not silent
--- (has polled, and not within 90 s: the wire contract). A session that an agent released does not go back to
--- that agent: released_by names it, null for all others.
+-- Greedy: each session in turn goes to the available agent with the fewest open sessions; among equals, to
+-- the one whose last assignment is longest ago. An agent is available if it is online, below its maximum, and not
+-- silent (has polled before, but not in the last 90 s: the wire contract). A session that an agent released does
+-- not go back to that agent: released_by names it, and is null for all other sessions.
 create function choose_agents(released_by integer[]) returns integer[]
 language plpgsql stable set search_path = public, pg_temp as $$
 declare
@@ -157,7 +157,7 @@ begin
 end
 $$;
 
-comment on function choose_agents(integer[]) is 'The agents to whom new sessions would be assigned now, one per element, null (or missing at the end) where nobody is available. An element names the agent whom its session must not go to, or is null.';
+comment on function choose_agents(integer[]) is 'The agents to whom new sessions would be assigned now, one per element; null (or missing at the end) if nobody is available. An element names the agent that its session must not go to, or is null.';
 
 create function refuse_event(reason text) returns smallint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -195,48 +195,48 @@ begin
 end
 $$;
 
-comment on function next_history(boolean) is 'Name of the present history. After a promotion or a restore (the cluster or its timeline is another), or by hand, it first begins a new one with the next version.';
+comment on function next_history(boolean) is 'Name of the present history. After a promotion or a restore (the cluster or its timeline has changed), or by hand, it first begins a new one with the next version.';
 
--- A cluster's timeline changes only by a promotion, and the service appends on no connection that was made
--- to a standby. So it is enough to call this once for each connection, before its first append.
+-- A cluster's timeline changes only by promotion, and the service never appends on a connection that was made
+-- to a standby. So one call per connection is enough, before its first append.
 create function begin_history() returns uuid
 language sql security definer set search_path = public, pg_temp as $$
     select next_history(false)
 $$;
 
-comment on function begin_history() is 'Name of the present history, which begins if the server was promoted or the store was restored. The service may call it, with the owner''s rights.';
+comment on function begin_history() is 'Name of the present history, after beginning a new one if the server was promoted or the store restored. The service may call it, with the owner''s rights.';
 
--- Many requests in one call, a transaction of its own: the append lock is held for as long as the server
--- needs, however far away the service is.
+-- Appends many requests in one call, which is a transaction of its own: how long the append lock is held does not
+-- depend on how far away the service is.
 --
--- The service has decided each request on what it knows of its session, and says which revision of the
--- session that was. Sessions that have changed since, or that are given a message whose Id is taken, are left
--- out as a whole and named in `stale`; everything else is written. So the work of other replicas on other
--- sessions costs nothing. What only the database can know at this moment is decided here: versions, numbers of
--- messages, the agents' present profiles, which agents are available, and who is next in the queue.
+-- The service has decided each request on its cached state of the session, and states the revision of that
+-- state. Sessions that have changed since, or that get a message whose Id is taken, are left out as a whole and
+-- marked in `stale`; everything else is written. So the work of other replicas on other sessions costs nothing.
+-- What only the database knows at this moment is decided here: versions, message numbers, the agents' present
+-- profiles, which agents are available, and who is next in the queue.
 --
--- Parameters: one group of arrays has an element for each session, the other for each event; an event's session
--- is a position in the first group. Arrays of Ids and texts may be shorter than their group: the rest is null.
+-- Parameters: one group of arrays has an element per session, the other one per event; an event's session is a
+-- position in the first group. Arrays of Ids and texts may be shorter than their group: the rest is null.
 --   seq_versions, seqs   seqs[i] was the number of the session's newest message when seq_versions[i] was the newest version
---   profile_sources      whose profile an event shows: 0 nobody's, 1 the session's owner's, 2 the new owner's
---   seq_steps            added to the session's newest number; null where the event has no number
---   rare                 what not every batch has; null when there is nothing of it:
+--   profile_sources      whose profile an event shows: 0 none, 1 that of the session's owner, 2 that of the new owner
+--   seq_steps            added to the session's newest number; null if the event has no number
+--   rare                 the parts that most batches do not have; null if there are none:
 --     agents    [{id, name, sets_name, image, sets_image, max_sessions, default_max_sessions, online}], see put_agent()
 --     presence  [{agent, online}]
---     changes   [{session, status, owner, needs_room, last_op, by, to, first, added}], at most one for a session:
---               first and added are positions of its first event, and of the new owner's AddSession
---     opens     [{session_id, session_type, from_id, from_name, from_image, gateway, owner}]: without an owner an
+--     changes   [{session, status, owner, needs_room, last_op, by, to, first, added}], at most one per session:
+--               first and added are the positions of its first event and of the new owner's AddSession
+--     opens     [{session_id, session_type, from_id, from_name, from_image, gateway, owner}]: without an owner, an
 --               available agent is chosen, or the session waits in the queue
---     assign    true: sessions in the queue are assigned as well, as far as agents are available
--- Returns: history and head (the newest version before; null, and nothing was done, when the history is another
--- one or the evidence is settled), last (the newest version after), and for each session, change or open what the
--- service needs to know to answer and to show its events. refused_changes, taken_opens, refused_opens and
--- taken_agents are positions: refused where the agent is not available, taken where the id is.
+--     assign    true: queued sessions are assigned as well, as far as agents are available
+-- Returns: history and head (the newest version before it; null if nothing was done because the history is another
+-- one or the evidence is settled), last (the newest version after it), and for each session, change and open what the
+-- service needs to answer and to show the events. refused_changes, taken_opens, refused_opens and taken_agents are
+-- positions: refused if the agent is not available, taken if the id exists.
 --
--- Whoever may call this may append; it runs with the owner's rights. So it checks what it is given: no call leaves a
--- hole in the versions, an event in the feed of anybody who has nothing to do with its session, or an event that
--- contradicts its session or itself. Such a call fails as a whole. Taken as they are given: texts, the numbers of
--- messages where the caller knows them, and that an Id is not given twice in one call across a border of partitions.
+-- Any role that may call this may append; it runs with the owner's rights. So it checks its input: no call leaves a
+-- gap in the versions, an event in a feed that has nothing to do with its session, or an event that contradicts its
+-- session or itself. Such a call fails as a whole. Not checked: texts, message numbers that the caller states, and
+-- an Id that one call gives twice across a boundary of partitions.
 create function append(
     expected_history uuid, evidence bigint, known_head bigint,
     session_keys bigint[], revisions bigint[], seq_versions bigint[], seqs integer[],
@@ -674,12 +674,12 @@ begin
 end
 $$;
 
-comment on function append is 'Appends what the service has decided, in one transaction under append_lock. See migrations/0008_append.sql for the parameters.';
+comment on function append is 'Appends what the service has decided, under append_lock. See migrations/0008_append.sql for the parameters.';
 
--- What became of an append whose commit was not answered. It takes the lock, so an append that is still
--- being committed (or waits for a standby) is waited for. The row that it writes keeps the append from
--- happening later; and because this commit comes after the append's own in the log, a standby that has
--- confirmed it has the append as well.
+-- Determines the outcome of an append whose commit was not answered. It takes the lock, so it waits for an append
+-- that is still committing (or waiting for a standby). The row that it writes prevents the append from happening
+-- later. And since its commit follows the append's own in the log, a standby that has confirmed it has the append
+-- as well.
 create function settle_append(
     wanted bigint, known_head bigint, out found_version bigint, out found_at timestamptz, out found_history uuid
 )
@@ -695,9 +695,9 @@ begin
 end
 $$;
 
-comment on function settle_append(bigint, bigint) is 'Finds the append with this evidence among the events after a version, or sees to it that it never happens.';
+comment on function settle_append(bigint, bigint) is 'Finds the append with this evidence among the events after a version, or ensures that it never happens.';
 
--- Nothing is anybody else's; deploy/grants.sql gives the service what it needs of them.
+-- Only the owner may execute these; deploy/grants.sql grants the service what it needs.
 revoke execute on function current_timeline(), put_feed(text, smallint), put_gateway(text, text, boolean),
     put_agent(text, text, boolean, text, boolean, integer, integer, boolean), choose_agents(integer[]), refuse_event(text),
     next_history(boolean), begin_history(), settle_append(bigint, bigint),

@@ -187,10 +187,8 @@ impl Desk {
             tracing::debug!(error = %error, "no tokens were preloaded");
         }
 
-        let (writer, lanes, notifier) = append::start(db.clone(), publisher, Arc::clone(&hints), sender);
-        for lane in lanes {
-            working.spawn("append lane", lane.run(stopping()));
-        }
+        let (writer, lane, notifier) = append::start(db.clone(), publisher, Arc::clone(&hints), sender);
+        working.spawn("append lane", lane.run(stopping()));
         working.spawn("notifier", notifier.run(stopping()));
         let (acks, ack_task) = AckWriter::new(db.clone());
         working.spawn("ack writer", ack_task.run(stopping()));

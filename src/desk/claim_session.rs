@@ -1,4 +1,4 @@
-//! `POST /session/claim`: an agent takes a session from the queue, whatever its presence and `MaxSessions`.
+//! `POST /session/claim`: an agent takes a session from the queue, regardless of its presence and `MaxSessions`.
 
 use super::{
     SessionReply, Verdict,

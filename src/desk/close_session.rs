@@ -21,7 +21,7 @@ pub fn decide(fact: &Fact, found: &Found, ledger: &mut Ledger<'_>, caller: &Call
     if let Err(fault) = session.check_may_direct(caller) {
         return Verdict::answer(fact.is_fresh, Err(fault));
     }
-    // Its owner may take another one now.
+    // Its owner has room for another one now.
     ledger.batch.assign = true;
     Verdict::Write(ledger.change(
         fact,

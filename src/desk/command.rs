@@ -49,14 +49,14 @@ pub enum Command {
 /// Its reply.
 #[derive(Debug)]
 pub enum Reply {
-    /// One for each message.
+    /// One element per message.
     Sent(Vec<Result<Sent, Fault>>),
     Session(SessionReply),
     Done,
 }
 
 impl Command {
-    /// The sessions that it is about.
+    /// The sessions it concerns.
     pub fn session_ids(&self) -> Vec<&str> {
         match self {
             Self::Send { messages, .. } => messages.iter().map(|message| message.session_id.as_str()).collect(),
@@ -69,7 +69,7 @@ impl Command {
         }
     }
 
-    /// The agent that it names.
+    /// The agent it names.
     pub fn agent_id(&self) -> Option<&str> {
         match self {
             Self::Transfer { to_id, .. } => Some(to_id),

@@ -1,4 +1,4 @@
-//! From requests to a ledger, and from what became of the ledger to replies.
+//! Turns requests into a ledger, and the outcome of its append into replies.
 
 use super::{
     SessionReply, Verdict, claim_session, close_session,
@@ -17,21 +17,21 @@ use crate::{
     },
 };
 
-/// A request with what is already known of its reply.
+/// A request, with those parts of its reply that are known already.
 #[derive(Debug)]
 pub struct Request {
     pub command: Command,
-    /// The messages of a send that are done, by position.
+    /// Results of the messages of a send, by position; `None` while undecided.
     sent: Vec<Option<Result<Sent, Fault>>>,
 }
 
-/// Where a request, or what is left of it, is in the ledger.
+/// Where a request, or the rest of it, is in the ledger.
 #[derive(Debug)]
 pub enum Slot {
     Messages {
-        /// (position of the message, where it is)
+        /// (position of the message in the request, its slot)
         slots: Vec<(usize, MessageSlot)>,
-        /// Whether others of the request are to be decided again on fresh facts.
+        /// Whether other messages of the request must be decided again on fresh facts.
         asks: bool,
     },
     Change(usize),
@@ -41,20 +41,20 @@ pub enum Slot {
     Assign,
 }
 
-/// What is decided about a request.
+/// The decision about a request.
 #[derive(Debug)]
 pub enum Decided {
-    /// It is done.
+    /// Done.
     Reply(Result<Reply, Fault>),
-    /// Something of it is in the ledger.
+    /// At least part of it is in the ledger.
     Written(Slot),
-    /// It is to be decided again in the next batch.
+    /// Must be decided again in the next batch.
     Later,
-    /// The same, on facts that are read then.
+    /// The same, on fresh facts.
     AskAgain,
 }
 
-/// Answers to messages of a request, by their position in it.
+/// Answers to messages of a request, by position.
 pub type Answers = Vec<(usize, Result<Sent, Fault>)>;
 
 impl Request {
@@ -63,7 +63,7 @@ impl Request {
         Self { command, sent: std::iter::repeat_with(|| None).take(messages).collect() }
     }
 
-    /// Decides what is left of it.
+    /// Decides the rest of it.
     pub fn decide<'a>(&'a self, facts: &Facts, ledger: &mut Ledger<'a>) -> (Decided, Answers) {
         if let Command::Send { caller, messages } = &self.command {
             return self.decide_messages(facts, ledger, caller, messages);
@@ -101,7 +101,7 @@ impl Request {
             (false, asks, _) => Decided::Written(Slot::Messages { slots, asks }),
             (true, true, _) => Decided::AskAgain,
             (true, false, true) => Decided::Later,
-            // All were answered; `finish` makes the reply.
+            // All are answered; `finish` builds the reply.
             (true, false, false) => Decided::Written(Slot::Messages { slots: Vec::new(), asks: false }),
         };
         (decided, answers)
@@ -137,7 +137,7 @@ impl Request {
         }
     }
 
-    /// Notes messages that are done. Returns the reply when all are.
+    /// Records answers to messages. Returns the reply once all are answered.
     pub fn finish(&mut self, answers: Vec<(usize, Result<Sent, Fault>)>) -> Option<Result<Reply, Fault>> {
         for (position, answer) in answers {
             self.sent[position] = Some(answer);
@@ -148,7 +148,7 @@ impl Request {
         Some(Ok(Reply::Sent(std::mem::take(&mut self.sent).into_iter().flatten().collect())))
     }
 
-    /// The answers to the messages of `slots` that were appended.
+    /// Answers for those messages in `slots` that were appended.
     pub fn sent(
         &self,
         slots: &[(usize, MessageSlot)],
@@ -165,7 +165,7 @@ impl Request {
         done.collect()
     }
 
-    /// The reply to a request that was in the ledger as `slot`. `None`: its session has changed, decide it again.
+    /// The reply to a request that was in the ledger at `slot`. `None` if it must be decided again.
     pub fn reply(
         &self,
         slot: &Slot,
@@ -196,7 +196,7 @@ impl Request {
                     OpenOutcome::Queued(_) => Some(Ok(Reply::Session(reply(Status::Queued, None, 0)))),
                     OpenOutcome::Assigned { version, .. } => {
                         let to_id = open.to_id.clone().or_else(|| agent_id(outcome));
-                        // Without the agent's id: it is there now, so the next look answers it.
+                        // The agent's id is unknown; the session exists now, so decided again it is a repetition.
                         to_id.as_ref()?;
                         Some(Ok(Reply::Session(reply(Status::Open, to_id, *version))))
                     }
@@ -251,13 +251,13 @@ fn changed(command: &Command, version: i64) -> Option<SessionReply> {
     }
 }
 
-/// `POST /agent/presence`: whether new sessions are routed to an agent.
+/// `POST /agent/presence`: sets whether new sessions are routed to an agent.
 fn set_presence(ledger: &mut Ledger<'_>, caller: &Caller, online: bool) -> Decided {
     let agent = match caller.agent() {
         Ok(agent) => agent.key.0,
         Err(fault) => return Decided::Reply(Err(fault)),
     };
-    // The last word counts; and one statement changes an agent once.
+    // The last one wins, and one statement can update an agent only once.
     ledger.batch.presence.retain(|row| row.agent != agent);
     ledger.batch.presence.push(PresenceRow { agent, online });
     ledger.batch.assign |= online;
@@ -285,8 +285,8 @@ fn put_agent<'a>(ledger: &mut Ledger<'a>, caller: &Caller, change: &'a AgentChan
     Decided::Written(Slot::Agent(ledger.batch.agents.len() - 1))
 }
 
-/// What an append did whose answer was lost, as far as its events tell. What left no event (a session that was queued,
-/// a presence) counts as stale or taken: decided again, it gets the answer of a repetition.
+/// Reconstructs the outcome of an append whose answer was lost from its events. What left no event (a session that was
+/// queued, a presence) counts as stale or taken: decided again, it is answered as a repetition.
 pub fn recovered(ledger: &Ledger<'_>, found: &Found) -> Appended {
     let first = found.events.first().map_or(1, |event| event.version);
     let written = |key| found.events.iter().any(|event| event.session == key);

@@ -1,4 +1,4 @@
-//! What is known of the store when a batch is decided.
+//! What is known of the store when a batch is decided, cached or read for it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,30 +9,30 @@ use crate::{
     store::{messages::Kept, sessions::Found},
 };
 
-/// What is known of a session.
+/// A session as it is known.
 #[derive(Debug, Clone)]
 pub struct Fact {
     /// `None`: there is no such session.
     pub found: Option<Found>,
-    /// The newest version when the number of its newest message was known.
+    /// The head at which the number of its newest message was known.
     pub seq_version: i64,
-    /// Whether it was read after every request of the batch had come.
+    /// Whether it was read after every request of the batch had arrived.
     pub is_fresh: bool,
 }
 
-/// What is known of everything that a batch is about.
+/// Everything that is known about what a batch touches.
 #[derive(Debug, Default)]
 pub struct Facts {
     pub sessions: HashMap<String, Fact>,
-    /// The agents that requests name; those that are missing do not exist.
+    /// The agents that requests name; one that is missing here does not exist.
     pub agents: HashMap<String, FeedKey>,
-    /// Messages that are there under Ids that were looked for.
+    /// Existing messages, by the Ids that were looked up.
     pub kept: HashMap<MessageId, Kept>,
-    /// Those of them whose content was erased.
+    /// Those of `kept` whose content was erased.
     pub erased: HashSet<MessageId>,
-    /// Ids that were looked for.
+    /// Ids that were looked up.
     pub looked_for: HashSet<MessageId>,
-    /// The newest version that is known; where Ids were looked for, not older than that.
+    /// The newest known version; the look-up of Ids covers everything up to it.
     pub head: i64,
     pub now: DateTime<Utc>,
 }

@@ -1,4 +1,4 @@
-//! What a batch appends, and what its readers are shown. Takes notes only: the operations decide.
+//! What a batch appends, and what its readers are shown. Only records; the operations decide.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,26 +21,26 @@ use crate::{
     },
 };
 
-/// A batch that is being decided.
+/// A batch while it is being decided.
 #[derive(Debug, Default)]
 pub struct Ledger<'a> {
     pub batch: Batch<'a>,
-    /// Where a session is in `batch.sessions`.
+    /// Positions of sessions in `batch.sessions`.
     positions: HashMap<SessionKey, usize>,
     /// For each row of `batch.sessions`.
     places: Vec<(Place, Found)>,
-    /// For each row of `batch.opens`, what events show of it.
+    /// For each row of `batch.opens`, what events show of its session.
     opened: Vec<&'a SessionCard>,
-    /// Ids of messages and sessions that are in the batch.
+    /// Ids of messages in the batch, and of sessions that it opens.
     ids: HashSet<&'a MessageId>,
     session_ids: HashSet<&'a str>,
-    /// Sessions of which something was put off, so that the rest is, too.
+    /// Sessions with a deferred request; everything after it is deferred too.
     put_off: HashSet<&'a str>,
     cost: usize,
     bytes: usize,
 }
 
-/// What the batch holds of a session.
+/// What the batch does to a session.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     messages: i32,
@@ -52,7 +52,7 @@ struct Place {
 pub struct Touched {
     /// As they are now.
     pub kept: Vec<Found>,
-    /// Ids of those that have changed.
+    /// Ids of those whose cached state is stale.
     pub changed: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ const FIRST_REVISION: i64 = 1;
 /// A message in the ledger.
 #[derive(Debug, Clone, Copy)]
 pub struct MessageSlot {
-    /// Positions of its session and of the event that holds it.
+    /// Positions of its session, and of the event that holds its content.
     pub session: usize,
     pub event: usize,
 }
@@ -74,40 +74,40 @@ pub struct Change<'c> {
     pub status: Status,
     pub owner: Option<FeedKey>,
     pub needs_room: bool,
-    /// What a repetition is recognized by: the operation, who asked for it, and its target.
+    /// Identifies a repetition: the operation, its caller and its target.
     pub last_op: Option<(LastOp, &'c Caller, Option<FeedKey>)>,
 }
 
 impl<'a> Ledger<'a> {
-    /// Whether something of this cost still fits. The first always does.
+    /// Whether something of this cost still fits. The first always fits.
     pub fn has_room(&self, cost: usize, bytes: usize) -> bool {
         self.cost == 0
             || (self.cost + cost <= limits::APPEND_COST_MAX && self.bytes + bytes <= limits::APPEND_BYTES_MAX)
     }
 
-    /// Notes the cost of something that is put in.
+    /// Adds to the cost of the batch.
     pub fn charge(&mut self, cost: usize, bytes: usize) {
         self.cost += cost;
         self.bytes += bytes;
     }
 
-    /// Puts off everything else of a session, so that the order of its messages stays.
+    /// Defers everything else that concerns a session, to keep the order of its messages.
     pub fn put_off(&mut self, session_id: &'a str) {
         self.put_off.insert(session_id);
     }
 
-    /// Whether more of a session can be in this batch: nothing follows a change of it.
+    /// Whether the batch may touch this session (again): nothing may follow a change of it.
     pub fn takes(&self, session_id: &str, found: &Found) -> bool {
         !self.put_off.contains(session_id)
             && self.positions.get(&found.session.key).is_none_or(|position| !self.places[*position].0.is_changed)
     }
 
-    /// Whether an Id is new in this batch; notes it if so.
+    /// Returns whether an Id is new to this batch, and records it.
     pub fn takes_id(&mut self, id: &'a MessageId) -> bool {
         self.ids.insert(id)
     }
 
-    /// Whether a session may be opened in this batch; notes it if so.
+    /// Returns whether this batch may open a session, and records it.
     pub fn takes_open(&mut self, session_id: &'a str) -> bool {
         !self.put_off.contains(session_id) && self.session_ids.insert(session_id)
     }
@@ -126,7 +126,7 @@ impl<'a> Ledger<'a> {
         (position, &mut self.places[position].0)
     }
 
-    /// Notes a message.
+    /// Records a message.
     pub fn message(
         &mut self,
         fact: &Fact,
@@ -149,7 +149,7 @@ impl<'a> Ledger<'a> {
         slot
     }
 
-    /// Notes a change of a session and returns its position.
+    /// Records a change of a session and returns its position.
     pub fn change(&mut self, fact: &Fact, found: &Found, change: Change<'_>) -> usize {
         let (session, place) = self.place(fact, found);
         place.is_changed = true;
@@ -173,7 +173,7 @@ impl<'a> Ledger<'a> {
         self.batch.changes.len() - 1
     }
 
-    /// Notes a new session and returns its position.
+    /// Records a new session and returns its position.
     pub fn open(&mut self, card: &'a SessionCard, gateway: Option<FeedKey>, owner: Option<FeedKey>) -> usize {
         self.batch.opens.push(OpenRow {
             session_id: &card.session_id,
@@ -189,7 +189,7 @@ impl<'a> Ledger<'a> {
         self.batch.opens.len() - 1
     }
 
-    /// The sessions of an append, as it has left them.
+    /// The sessions of an append, as it left them.
     pub fn touched(&self, appended: &Appended, profile: impl Fn(ProfileKey) -> Option<Arc<Profile>>) -> Touched {
         let mut touched = Touched::default();
         for ((place, found), outcome) in self.places.iter().zip(&appended.sessions) {
@@ -226,7 +226,7 @@ impl<'a> Ledger<'a> {
         touched
     }
 
-    /// Profiles that the events of an append show.
+    /// The profiles shown by the events of an append.
     pub fn profiles(appended: &Appended) -> Vec<ProfileKey> {
         let sessions = appended.sessions.iter().map(|session| session.profile);
         let changes = appended.changes.iter().map(|change| change.profile);
@@ -239,8 +239,8 @@ impl<'a> Ledger<'a> {
         distinct.into_iter().collect()
     }
 
-    /// The events of an append as readers are shown them, without a look into the database. `None` where
-    /// they show what only the database knows: messages that came before an AddSession.
+    /// The events of an append as readers are shown them. `None` if some show what only the database knows: sessions
+    /// of the queue, and messages from before an AddSession.
     pub fn shown(
         &self,
         appended: &Appended,
@@ -263,7 +263,7 @@ impl<'a> Ledger<'a> {
                 None if row.event.is_numbered && session.seq + row.seq_step > 0 => return None,
                 None => Vec::new(),
                 Some(message) => match (message.content, shown.last()) {
-                    // The second event of a message shares what the first one, just before it, made.
+                    // The second event of a message shares the first one's, which is just before it.
                     (None, Some(first)) => first.messages.clone(),
                     (None, None) => return None,
                     (Some(content), _) => vec![Arc::new(Message {

@@ -1,10 +1,10 @@
-//! What requests come to: one file per operation. Pure: an operation is decided on [`facts::Facts`] and
-//! noted in the [`ledger::Ledger`]; it reads nothing, starts no task and does no HTTP. What it assumed is
-//! checked when the ledger is appended.
+//! The operations, one file each. Pure: an operation is decided on [`facts::Facts`] and recorded in the
+//! [`ledger::Ledger`]; it reads nothing, starts no task and knows no HTTP. Its assumptions are checked when the
+//! ledger is appended.
 //!
-//! Facts may be old. A decision that writes may be made on old facts, because the append checks them. One that writes
-//! nothing (a refusal, the answer to a repetition) needs facts that were read after the request came:
-//! where they were not, it is [`Verdict::AskAgain`].
+//! Facts may be stale. A decision that writes may use stale facts, because the append checks them. One that writes
+//! nothing (a refusal, the reply to a repetition) needs facts read after the request arrived; without them it is
+//! [`Verdict::AskAgain`].
 
 pub mod claim_session;
 pub mod close_session;
@@ -19,7 +19,7 @@ pub mod transfer_session;
 
 use crate::domain::{fault::Fault, session::Status};
 
-/// What a session operation answers.
+/// The reply to a session operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionReply {
     pub session_id: String,
@@ -28,21 +28,21 @@ pub struct SessionReply {
     pub version: i64,
 }
 
-/// What is decided about a request, or about one message of it.
+/// The decision about a request, or about one message of it.
 #[derive(Debug)]
 pub enum Verdict<T, S> {
-    /// Nothing is to be written.
+    /// Nothing needs to be written.
     Answer(Result<T, Fault>),
-    /// It is in the ledger; the slot says where.
+    /// It is in the ledger, at this slot.
     Write(S),
-    /// Only facts that are read now can tell.
+    /// Needs fresh facts.
     AskAgain,
-    /// It cannot be in the same append as something before it.
+    /// Cannot share an append with something before it.
     Later,
 }
 
 impl<T, S> Verdict<T, S> {
-    /// An answer that writes nothing, which needs fresh facts.
+    /// An answer that writes nothing, and so needs fresh facts.
     fn answer(is_fresh: bool, answer: Result<T, Fault>) -> Self {
         if is_fresh { Self::Answer(answer) } else { Self::AskAgain }
     }

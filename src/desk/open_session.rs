@@ -16,7 +16,7 @@ use crate::{
     store::sessions::Found,
 };
 
-/// A session as its gateway wants it opened.
+/// A request to open a session.
 #[derive(Debug, Clone)]
 pub struct Open {
     pub card: SessionCard,
@@ -58,10 +58,10 @@ fn gateway(caller: &Caller) -> Result<Option<FeedKey>, Fault> {
     }
 }
 
-/// The answer when the session is there.
+/// The answer if the session exists.
 fn repeat(session: &Session, gateway: Option<FeedKey>, caller: &Caller) -> Result<SessionReply, Fault> {
-    // A session belongs to the gateway that opened it; what an admin opened, to the admins, who
-    // may see the others' too.
+    // A session belongs to the gateway that opened it. One that an admin opened belongs to the admins, who
+    // may see the others too.
     if session.gateway != gateway && *caller != Caller::Admin {
         return Err(Fault::NotOwner(session.session_id.clone()));
     }

@@ -22,7 +22,7 @@ pub fn decide(fact: &Fact, found: &Found, ledger: &mut Ledger<'_>, caller: &Call
     if let Err(fault) = session.check_may_direct(caller) {
         return Verdict::answer(fact.is_fresh, Err(fault));
     }
-    // Queued already, and not by this caller's release: nothing to do, nobody to tell.
+    // Already queued, and not by this caller's release: nothing to do, and no event.
     let Some(owner) = session.open_owner() else { return answer(0) };
     ledger.batch.assign = true;
     Verdict::Write(ledger.change(
@@ -38,8 +38,8 @@ pub fn decide(fact: &Fact, found: &Found, ledger: &mut Ledger<'_>, caller: &Call
     ))
 }
 
-/// Whether `caller` has released it and does so again. It may have been assigned to somebody else
-/// in the meantime: the agent who repeats does not own it, an admin must look at the status.
+/// Whether `caller` released it before and is repeating the request. It may have been assigned to another agent
+/// since. So an agent repeats if it does not own the session; an admin, if the session is not open.
 fn is_repetition(session: &Session, caller: &Caller) -> bool {
     let has_it_again = match caller {
         Caller::Agent(agent) => session.is_owned_by(agent.key),

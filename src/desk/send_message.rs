@@ -19,12 +19,12 @@ use crate::{
     store::{messages::Kept, sessions::Found},
 };
 
-/// What became of one message.
+/// The answer to one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
     pub id: MessageId,
     pub session_id: String,
-    /// Of the event in the owner's feed; 0 while the session is queued.
+    /// Version of the event in the owner's feed; 0 while the session is queued.
     pub version: i64,
     pub created_at: DateTime<Utc>,
 }
@@ -62,7 +62,7 @@ fn decide_on<'a>(
         if let Some(kept) = facts.kept.get(id) {
             return Verdict::answer(fact.is_fresh, repeat(found, caller, message, id, kept, facts.erased.contains(id)));
         }
-        // Whether a message without an Id of its own has it, only a look can tell.
+        // A message without a client's Id may have this derived one; ask the database.
         let may_be_made = id.version_made_of().is_some_and(|version| version < limits::VERSION_END);
         if may_be_made && !facts.looked_for.contains(id) {
             return Verdict::AskAgain;
@@ -74,7 +74,7 @@ fn decide_on<'a>(
         }
     }
     if let Err(fault) = found.session.check_may_send(caller) {
-        // A repetition is answered whatever has happened to the session since.
+        // A repetition gets its answer regardless of what has happened to the session since.
         let is_known_new = message.id.as_ref().is_none_or(|id| facts.looked_for.contains(id));
         return Verdict::answer(fact.is_fresh && is_known_new, Err(fault));
     }
@@ -93,9 +93,9 @@ fn happening(found: &Found, caller: &Caller) -> Happening {
     }
 }
 
-/// The answer to an Id that is there: the first answer's values, if it is the same message. Of an erased one nobody
-/// knows the content any more, so the sender is believed: to refuse it would only make it try again under
-/// another Id, and bring back what was erased.
+/// The answer to an Id that exists: the first answer's values, if it is the same message. If the message was erased,
+/// its content cannot be compared, and the sender is trusted: a refusal would only make it retry with another Id
+/// and bring back what was erased.
 fn repeat(
     found: &Found,
     caller: &Caller,
@@ -108,7 +108,7 @@ fn repeat(
     let Some(subject) = caller.subject() else {
         return Err(Fault::role_may_not("only a gateway or the session's owner may send"));
     };
-    // The author may repeat itself after the session was transferred or closed.
+    // The author may repeat a message after the session was transferred or closed.
     if kept.author != subject.key && session.check_may_read(caller).is_err() {
         return Err(Fault::NotOwner(session.session_id.clone()));
     }

@@ -1,4 +1,4 @@
-//! Ids as clients write them, checked once, and the short keys the database uses for them.
+//! Ids as clients write them, validated once, and the short keys that the database uses for them.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use super::{fault::Fault, limits};
 
-/// Key of a feed in the database. An agent's or a gateway's, as the code says where it matters.
+/// Key of a feed, an agent's or a gateway's, in the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FeedKey(pub i32);
 
@@ -45,7 +45,7 @@ impl fmt::Display for FeedId {
     }
 }
 
-/// Checks a text of the caller's own: length in characters, and no NUL (PostgreSQL cannot keep it).
+/// Validates a text chosen by the caller: its length in characters, and no NUL (PostgreSQL cannot store it).
 pub fn checked_text(text: String, field: &str, chars_max: usize) -> Result<String, Fault> {
     if text.is_empty() || text.chars().count() > chars_max {
         return Err(Fault::malformed(format!("{field} must have 1..{chars_max} characters")));
@@ -54,7 +54,7 @@ pub fn checked_text(text: String, field: &str, chars_max: usize) -> Result<Strin
     Ok(text)
 }
 
-/// As [`checked_text`]; absent and empty are the same.
+/// Like [`checked_text`]; an empty text counts as absent.
 pub fn checked_optional_text(text: Option<String>, field: &str, chars_max: usize) -> Result<Option<String>, Fault> {
     match text {
         Some(text) if !text.is_empty() => checked_text(text, field, chars_max).map(Some),
@@ -62,12 +62,12 @@ pub fn checked_optional_text(text: Option<String>, field: &str, chars_max: usize
     }
 }
 
-/// `SessionId` as a client gives it.
+/// Validates a client's `SessionId`.
 pub fn session_id(text: String) -> Result<String, Fault> {
     checked_text(text, "SessionId", limits::SESSION_ID_CHARS_MAX)
 }
 
-/// PostgreSQL's text cannot hold U+0000; one such row would sink its whole batch.
+/// Refuses U+0000, which PostgreSQL's text cannot hold: one such row would fail its whole batch.
 pub fn refuse_nul(text: &str, field: &str) -> Result<(), Fault> {
     if text.contains('\0') {
         return Err(Fault::malformed(format!("{field} holds the character U+0000, which cannot be kept")));
@@ -75,7 +75,7 @@ pub fn refuse_nul(text: &str, field: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A message's Id, kept apart as PostgreSQL keeps it: most are UUIDs and take less than half the room.
+/// A message's Id, in the two forms that PostgreSQL stores: most are UUIDs, which take less than half the space.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum MessageId {
     /// A UUID in its usual form (lower case, hyphens).
@@ -85,31 +85,29 @@ pub enum MessageId {
 }
 
 impl MessageId {
-    /// The Id of a message that was given none, made of where and when it was appended: a UUIDv7
-    /// (RFC 9562) of the milliseconds, the rest of the microseconds as 12 bits (its section 6.2,
-    /// method 3), and the version in place of random bits. Unique because the version is; as
-    /// `made_message_id` in the database.
+    /// The derived Id of a message without a client's: a UUIDv7 (RFC 9562) of its time (milliseconds, and the remaining
+    /// microseconds as 12 bits, section 6.2, method 3), with its version in place of random bits. Unique because the
+    /// version is. The same as `made_message_id` in the database.
     pub fn made(version: i64, created_at: DateTime<Utc>) -> Self {
         let us = created_at.timestamp_micros();
         let (ms, rest) = (us.div_euclid(1000).unsigned_abs(), us.rem_euclid(1000).unsigned_abs() * 4096 / 1000);
         Self::Uuid(uuid::Uuid::from_u64_pair(ms << 16 | 7 << 12 | rest, 1 << 63 | version.unsigned_abs()))
     }
 
-    /// The version of the only message that may have this Id without having been given it.
+    /// The version of the only message that can have this as its derived Id.
     pub fn version_made_of(&self) -> Option<i64> {
         let Self::Uuid(id) = self else { return None };
         let version = id.as_u64_pair().1 & (u64::MAX >> 2);
         (id.get_version_num() == 7).then(|| i64::try_from(version).ok()).flatten()
     }
 
-    /// Whether this store may still generate this Id, when `head` is its newest version. Of the random UUIDs
-    /// that clients make, one in about 10^7 looks like it; with a time of the future, which clients do not give, one in
-    /// 18,000.
+    /// Whether this store could still derive this Id if `head` is its newest version. About one in 10^7 of the UUIDv7s
+    /// that clients generate looks like that; one in 18,000 if its time is in the future, which clients do not use.
     pub fn is_reserved(&self, head: i64, now: DateTime<Utc>) -> bool {
         let Self::Uuid(id) = self else { return false };
         let Some(version) = self.version_made_of() else { return false };
         let high = id.as_u64_pair().0;
-        // The rest of the microseconds takes a thousand of the 4,096 values that 12 bits have.
+        // Only 1,000 of the 4,096 values of the 12 bits are possible.
         let rest = high & 0xfff;
         if rest != (rest * 1000).div_ceil(4096) * 4096 / 1000 {
             return false;
@@ -123,22 +121,22 @@ impl MessageId {
         head < version && version < end
     }
 
-    /// Checks an Id that a client gave.
+    /// Validates a client's Id.
     pub fn parse(text: String) -> Result<Self, Fault> {
         let text = checked_text(text, "Id", limits::MESSAGE_ID_CHARS_MAX)?;
         Ok(Self::from_text(text))
     }
 
-    /// Sorts a text that is known to be an Id into its form.
+    /// Converts a text that is known to be a valid Id.
     pub fn from_text(text: String) -> Self {
         match uuid::Uuid::try_parse(&text) {
-            // Only the form that Display gives back exactly; others stay texts.
+            // Only the form that Display reproduces exactly; others stay texts.
             Ok(id) if text.len() == 36 && id.to_string() == text => Self::Uuid(id),
             _ => Self::Text(text),
         }
     }
 
-    /// As PostgreSQL keeps it: one of the two is there.
+    /// The two columns in PostgreSQL, exactly one of which is set.
     pub fn columns(&self) -> (Option<uuid::Uuid>, Option<&str>) {
         match self {
             Self::Uuid(id) => (Some(*id), None),
@@ -146,7 +144,7 @@ impl MessageId {
         }
     }
 
-    /// From the two columns of a message, and from what else it is made of when both are null.
+    /// From the two columns of a message; derived from its version and time if both are null.
     pub fn from_columns(id: Option<uuid::Uuid>, text: Option<String>, version: i64, created_at: DateTime<Utc>) -> Self {
         match (id, text) {
             (Some(id), _) => Self::Uuid(id),

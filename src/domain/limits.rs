@@ -71,9 +71,6 @@ pub const APPEND_TRIES_MAX: u32 = 20;
 pub const APPEND_WAIT_MS: u64 = 8_000;
 /// Longest time that the writer waits for the answer to an append, in milliseconds. Then the outcome is unknown.
 pub const APPEND_ANSWER_MS: u64 = 5_000;
-/// Appends of one process that are under way at the same time: while the server commits one, the
-/// answers to another are given and the next is decided.
-pub const APPEND_LANES: usize = 2;
 /// Requests in an append from which on the next one waits for the senders of this one, while other processes
 /// append.
 pub const APPEND_WORTH_WAITING: usize = 4;
@@ -91,6 +88,8 @@ pub const VERSIONS_SOON: i64 = 2_000_000_000_000;
 pub const CLIENT_CLOCK_AHEAD_MS: i64 = 10_000;
 /// Acknowledging requests recorded together at most.
 pub const ACK_BATCH_MAX: usize = 512;
+/// Items of a batch from which on no further request is added.
+pub const ACK_BATCH_ITEMS_MAX: usize = 20_000;
 
 /// Bytes of encoded events that a process keeps in its tail.
 pub const TAIL_BYTES_MAX: usize = 64 * 1024 * 1024;

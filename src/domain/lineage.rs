@@ -1,6 +1,6 @@
-//! Which histories a store continues, and what a reader of an earlier one may believe of it.
+//! The histories that a store continues, and which of their readers can go on.
 
-/// One history: it shares everything below `first_version` with the one before it.
+/// A history. It shares everything below `first_version` with the previous one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct History {
     pub epoch: String,
@@ -16,18 +16,18 @@ impl Lineage {
         Self(histories)
     }
 
-    /// The present history's name.
+    /// The name of the present history.
     pub fn epoch(&self) -> &str {
         self.0.last().map_or("", |history| &history.epoch)
     }
 
-    /// Whether the store has been in this history.
+    /// Whether this is a history of the store.
     pub fn has(&self, epoch: &str) -> bool {
         self.0.iter().any(|history| history.epoch == epoch)
     }
 
-    /// Whether a reader who was given everything up to `version` in the history `epoch` can go on in the
-    /// present one: nothing that it was given has been replaced.
+    /// Whether a reader who was given everything up to `version` in the history `epoch` can go on in the present one,
+    /// because nothing that it was given has been replaced.
     pub fn continues(&self, epoch: &str, version: i64) -> bool {
         let Some(position) = self.0.iter().position(|history| history.epoch == epoch) else { return false };
         self.0[position + 1..].iter().all(|later| version < later.first_version)
@@ -54,7 +54,7 @@ mod tests {
             ("d", 9_999, true),
             ("c", 200, true),
             ("c", 201, false),
-            // c has left b at 51.
+            // c branched off b at 51.
             ("b", 50, true),
             ("b", 51, false),
             ("a", 50, true),

@@ -1,5 +1,5 @@
-//! Sessions: their states, who may do what, and which feeds receive an event. Pure: an append
-//! checks that the session is still as it was when it was decided on.
+//! Sessions: their states, who may do what, and which feeds receive an event. Pure: the append checks that a session
+//! has not changed since the decision.
 
 use super::{
     caller::Caller,
@@ -8,7 +8,7 @@ use super::{
     ids::{FeedKey, SessionKey},
 };
 
-/// Where a session is.
+/// The state of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     Queued,
@@ -76,10 +76,10 @@ impl LastOp {
 pub struct Session {
     pub key: SessionKey,
     pub session_id: String,
-    /// Rises with every change that the rules depend on.
+    /// Incremented by every change that the rules depend on.
     pub revision: i64,
     pub status: Status,
-    /// The present owner; of a closed session, the last one.
+    /// The present owner; the last one if the session is closed.
     pub owner: Option<Owner>,
     pub gateway: Option<FeedKey>,
     pub assigned_version: i64,
@@ -150,8 +150,8 @@ impl Session {
     }
 }
 
-/// Something that happens to a session. What happens to sessions in the queue, and to new ones, is decided by
-/// the database (`append()` in `migrations/0008_append.sql`): only it knows which agents are available.
+/// Something that happens to a session. Assignment from the queue and of new sessions is decided by the database
+/// (`append()` in `migrations/0008_append.sql`), because only it knows which agents are available.
 #[derive(Debug, Clone, Copy)]
 pub enum Happening {
     /// An agent takes it from the queue.
@@ -188,7 +188,7 @@ pub enum ProfileSource {
 }
 
 impl ProfileSource {
-    /// As `append()` takes it.
+    /// The code that `append()` expects.
     pub fn number(self) -> i16 {
         match self {
             Self::Nobody => 0,
@@ -198,13 +198,13 @@ impl ProfileSource {
     }
 }
 
-/// One event to append, but for its version.
+/// An event to append; `append()` assigns its version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outgoing {
-    /// [`NOBODY`] for a message of a queued session: it takes its place in the order, but is in no feed.
+    /// [`NOBODY`] for a message of a queued session: it takes a version, but is in no feed.
     pub feed: FeedKey,
     pub r#type: EventType,
-    /// Whether it carries the number of a message: its own, or the newest that comes with an AddSession.
+    /// Whether it carries a message number: its own, or that of the newest message that an AddSession brings.
     pub is_numbered: bool,
     pub profile: ProfileSource,
     pub reason: Option<Reason>,
@@ -214,8 +214,8 @@ pub struct Outgoing {
 pub const NOBODY: FeedKey = FeedKey(0);
 
 impl Happening {
-    /// Who receives what: the table of the wire contract. In version order: the owner's event comes
-    /// before the gateway's.
+    /// The events, as the table of the wire contract has them, in version order: the owner's event comes before the
+    /// gateway's.
     pub fn events(self, gateway: Option<FeedKey>) -> Vec<Outgoing> {
         let event = |feed, r#type, profile| Outgoing {
             feed,
@@ -226,7 +226,7 @@ impl Happening {
         };
         let deleted =
             |feed, profile, reason| Outgoing { reason: Some(reason), ..event(feed, EventType::DelSession, profile) };
-        // The owner's brings the newest messages, the gateway's none.
+        // The owner's AddSession brings the newest messages, the gateway's none.
         let added = |to| {
             let own = Outgoing { is_numbered: true, ..event(to, EventType::AddSession, ProfileSource::NewOwner) };
             std::iter::once(own)

@@ -75,23 +75,39 @@ impl AckWriterTask {
                 }
             };
             let Some(first) = first else { return };
+            let mut items = first.acks.len();
             let mut batch = vec![first];
             while batch.len() < limits::ACK_BATCH_MAX
+                && items < limits::ACK_BATCH_ITEMS_MAX
                 && let Ok(job) = self.queue.try_recv()
             {
+                items += job.acks.len();
                 batch.push(job);
             }
-            self.answer(batch).await;
+            self.work_off(batch).await;
         }
     }
 
-    async fn answer(&mut self, batch: Vec<Job>) {
-        let requests: Vec<FeedAcks<'_>> =
-            batch.iter().map(|job| FeedAcks { feed: job.feed, acks: &job.acks }).collect();
-        let outcome = self.record(&requests).await;
-        if let Err(error) = &outcome {
-            tracing::warn!(error = %error, requests = batch.len(), "acknowledgements were not recorded");
+    /// Records a batch; if the server refuses it or needs too long for it, splits it in half and tries again.
+    async fn work_off(&mut self, batch: Vec<Job>) {
+        let mut parts = vec![batch];
+        while let Some(mut part) = parts.pop() {
+            let requests: Vec<FeedAcks<'_>> =
+                part.iter().map(|job| FeedAcks { feed: job.feed, acks: &job.acks }).collect();
+            let outcome = self.record(&requests).await;
+            if let Err(error) = &outcome {
+                tracing::warn!(error = %error, requests = part.len(), "acknowledgements were not recorded");
+                if part.len() > 1 && is_spoiled(error) {
+                    let rest = part.split_off(part.len() / 2);
+                    parts.extend([rest, part]);
+                    continue;
+                }
+            }
+            Self::answer(part, outcome);
         }
+    }
+
+    fn answer(batch: Vec<Job>, outcome: store::Result<()>) {
         let is_outage = outcome.as_ref().is_err_and(store::Error::is_outage);
         let reason = outcome.err().map(|error| error.to_string());
         for job in batch {
@@ -129,4 +145,9 @@ impl AckWriterTask {
         let recorded = barrier::committed(connection, Barrier::AfterWarning, async |c| acks::record(c, requests).await);
         deadline(limits::COMMIT_MS, recorded).await
     }
+}
+
+/// Whether a batch may fail for what is in it: the server refused it, or ended a statement that took too long.
+fn is_spoiled(error: &store::Error) -> bool {
+    !error.is_outage() || error.sqlstate().is_some_and(|code| code == "57014")
 }

@@ -8,7 +8,7 @@
 //!
 //! Each task is handed what it uses, and nothing else.
 //!
-//! Life of an append: a request submits to an [`append::Writer`], one of whose lanes commits many requests in one
+//! Life of an append: a request submits to an [`append::Writer`], whose lane commits many requests in one
 //! transaction and answers each after the commit. The lane publishes the new events to the [relay](feed::relay), the
 //! only task that advances the [tail](feed::tail); the relay wakes the feeds that have news through the
 //! [hub](feed::hub). Other processes hear a NOTIFY and scan the table for what is new, once per process.

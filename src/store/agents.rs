@@ -1,4 +1,4 @@
-//! Agents and gateways: found and listed. Agents change through [`super::appends`] only: routing relies on them.
+//! Finds and lists agents and gateways. Agents change only through [`super::appends`]: routing relies on them.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use crate::domain::{
 
 const AGENT: i16 = 1;
 
-/// Whose id it is.
+/// Finds the feed with this id, and its owner's role.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -26,7 +26,7 @@ pub async fn find_feed(connection: &mut PgConnection, id: &str) -> Result<Option
     Ok(row.map(|(key, kind)| (FeedKey(key), if kind == AGENT { Role::Agent } else { Role::Gateway })))
 }
 
-/// The agents among these ids.
+/// Returns those of the ids that are agents.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -41,7 +41,7 @@ pub async fn find_agents(connection: &mut PgConnection, ids: &[&str]) -> Result<
     Ok(rows.into_iter().map(|(id, key)| (id, FeedKey(key))).collect())
 }
 
-/// What an admin says of an agent. What is absent keeps its value, or takes its default in a new one.
+/// A change of an agent by an admin. Absent fields keep their value, or get their default in a new agent.
 #[derive(Debug, Clone)]
 pub struct AgentChange {
     pub id: FeedId,
@@ -51,7 +51,7 @@ pub struct AgentChange {
     pub online: Option<bool>,
 }
 
-/// Creates or changes a gateway and returns its name; `None` when the id is an agent's.
+/// Creates or changes a gateway and returns its name; `None` if the id belongs to an agent.
 ///
 /// # Errors
 /// When the database refuses it.
@@ -82,7 +82,7 @@ pub struct AgentLine {
     pub last_seen: Option<DateTime<Utc>>,
 }
 
-/// All agents, by id.
+/// Lists all agents, ordered by id.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -90,7 +90,7 @@ pub async fn list_agents(connection: &mut PgConnection) -> Result<Vec<AgentLine>
     agent_lines(connection, None).await
 }
 
-/// One agent.
+/// Finds one agent.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -127,7 +127,7 @@ async fn agent_lines(connection: &mut PgConnection, id: Option<&str>) -> Result<
         .collect())
 }
 
-/// All gateways, by id: (id, name).
+/// Lists all gateways, ordered by id: (id, name).
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -138,14 +138,14 @@ pub async fn list_gateways(connection: &mut PgConnection) -> Result<Vec<(String,
     Ok(rows)
 }
 
-/// Notes when agents last polled: (feed, seconds ago).
+/// Records when agents last polled: (feed, seconds ago).
 ///
 /// # Errors
 /// When the database refuses it.
 pub async fn note_polls(connection: &mut PgConnection, polls: &[(FeedKey, f64)]) -> Result<()> {
     let keys: Vec<i32> = polls.iter().map(|(key, _)| key.0).collect();
     let ago: Vec<f64> = polls.iter().map(|(_, ago)| *ago).collect();
-    // In the order of the keys, so that two replicas never wait for each other.
+    // Ordered by key, so that two replicas never deadlock.
     sqlx::query(
         "/* agents.note_polls */
          insert into polls_seen (seen_at, feed_key)

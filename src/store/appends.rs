@@ -1,5 +1,5 @@
-//! Appending: `append()` and what belongs to it (`migrations/0008_append.sql`). Plain rows go in, and what
-//! became of them comes out; what they mean is decided in [`crate::desk`].
+//! Calls `append()` and its companions (`migrations/0008_append.sql`). Plain rows go in and their outcomes come out;
+//! `desk` decides what they mean.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -14,7 +14,7 @@ use crate::domain::{
     session::{Outgoing, Status},
 };
 
-/// Channel that tells other processes of new events and revocations. A hint: the tables are the truth.
+/// NOTIFY channel for new events and revocations. A notification is only a hint: the tables are authoritative.
 pub const CHANNEL: &str = "deskfeed";
 
 /// Rows of one append. Positions count from 0 here, and from 1 in the database.
@@ -26,16 +26,16 @@ pub struct Batch<'a> {
     pub presence: Vec<PresenceRow>,
     pub changes: Vec<ChangeRow>,
     pub opens: Vec<OpenRow<'a>>,
-    /// Whether sessions in the queue are assigned as well.
+    /// Whether queued sessions are assigned as well.
     pub assign: bool,
 }
 
-/// A session that a batch touches, as it was assumed to be.
+/// A session that a batch touches, with the state that was assumed.
 #[derive(Debug, Clone, Copy)]
 pub struct SessionRow {
     pub key: SessionKey,
     pub revision: i64,
-    /// `seq` was the number of its newest message when this was the newest version.
+    /// The head at which `seq` was the number of its newest message.
     pub seq_version: i64,
     pub seq: i32,
 }
@@ -43,10 +43,10 @@ pub struct SessionRow {
 /// An event of one of these sessions.
 #[derive(Debug, Clone, Copy)]
 pub struct EventRow<'a> {
-    /// Position of its session.
+    /// Position of its session in the batch.
     pub session: usize,
     pub event: Outgoing,
-    /// How many messages of the session are in the batch up to here.
+    /// Number of messages of the session in the batch, up to and including this event.
     pub seq_step: i32,
     pub message: Option<MessageRow<'a>>,
 }
@@ -60,16 +60,16 @@ pub struct MessageRow<'a> {
     pub content: Option<MessageContent<'a>>,
 }
 
-/// What only the first event of a message holds.
+/// The part of a message that only its first event holds.
 #[derive(Debug, Clone, Copy)]
 pub struct MessageContent<'a> {
     pub author: FeedKey,
-    /// The client's, if it gave one.
+    /// `None` if the client gave none.
     pub id: Option<&'a MessageId>,
     pub text: &'a str,
 }
 
-/// A change of a session's owner or status; at most one for a session.
+/// A change of a session's owner or status; at most one per session.
 #[derive(Debug, Serialize)]
 pub struct ChangeRow {
     /// Position of its session, from 1.
@@ -81,7 +81,7 @@ pub struct ChangeRow {
     pub last_op: Option<i16>,
     pub by: i32,
     pub to: Option<i32>,
-    /// Positions of events, from 1: the first of the change, and the new owner's AddSession.
+    /// Positions from 1 of the change's first event and of the new owner's AddSession.
     pub first: Option<usize>,
     pub added: Option<usize>,
 }
@@ -101,7 +101,7 @@ pub struct OpenRow<'a> {
     pub from_name: Option<&'a str>,
     pub from_image: Option<&'a str>,
     pub gateway: Option<i32>,
-    /// `None`: whoever is available, or the queue.
+    /// `None`: any available agent, else the queue.
     pub owner: Option<i32>,
 }
 
@@ -112,7 +112,7 @@ pub struct PresenceRow {
     pub online: bool,
 }
 
-/// An agent that is created or changed. What is `None` or not set stays as it is.
+/// An agent to create or change. Fields that are `None` or not set keep their value.
 #[derive(Debug, Serialize)]
 pub struct AgentRow<'a> {
     pub id: &'a str,
@@ -125,7 +125,7 @@ pub struct AgentRow<'a> {
     pub online: Option<bool>,
 }
 
-/// What not every batch has.
+/// The parts that most batches do not have.
 #[derive(Serialize)]
 struct Rare<'r, 'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -139,35 +139,35 @@ struct Rare<'r, 'a> {
     assign: bool,
 }
 
-/// What became of an append. Vectors of one kind have an element for each row of that kind.
+/// The outcome of an append. `sessions`, `changes` and `opens` have one element per row of the batch.
 #[derive(Debug)]
 pub struct Appended {
-    /// The newest version before.
+    /// The newest version before it.
     pub head: i64,
-    /// The newest version after.
+    /// The newest version after it.
     pub last: i64,
     pub at: DateTime<Utc>,
     pub sessions: Vec<SessionOutcome>,
     pub changes: Vec<ChangeOutcome>,
     pub opens: Vec<OpenOutcome>,
-    /// Positions of agents whose id is a gateway's.
+    /// Positions of agents whose id belongs to a gateway.
     pub taken_agents: Vec<usize>,
-    /// How many sessions of the queue were assigned.
+    /// Number of queued sessions that were assigned.
     pub assigned: i32,
 }
 
-/// What became of a session's rows.
+/// The outcome for a session.
 #[derive(Debug, Clone, Copy)]
 pub struct SessionOutcome {
-    /// Nothing of it was written: the session has changed, an Id is taken, or a change was refused.
+    /// Nothing of it was written: the session had changed, an Id is taken, or a change was refused.
     pub is_stale: bool,
-    /// The number of its newest message before.
+    /// The number of its newest message before the append.
     pub seq: i32,
     /// The owner's profile; 0 without an owner.
     pub profile: ProfileKey,
 }
 
-/// What became of a change.
+/// The outcome of a change.
 #[derive(Debug, Clone, Copy)]
 pub struct ChangeOutcome {
     /// The new owner is not available.
@@ -176,7 +176,7 @@ pub struct ChangeOutcome {
     pub profile: ProfileKey,
 }
 
-/// What became of an open.
+/// The outcome of an open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenOutcome {
     Queued(SessionKey),
@@ -184,10 +184,10 @@ pub enum OpenOutcome {
         session: SessionKey,
         owner: FeedKey,
         profile: ProfileKey,
-        /// Of its AddSession.
+        /// Version of its AddSession.
         version: i64,
     },
-    /// The SessionId is there already.
+    /// The SessionId exists already.
     Taken,
     /// The agent that it names is not available.
     Refused,
@@ -209,7 +209,7 @@ impl Batch<'_> {
             .map_err(|error| Error::inconsistent(format!("a request cannot be written as JSON: {error}")))
     }
 
-    /// Which event of what was appended has which version, given which sessions were stale.
+    /// The version of each event; `None` for those of stale sessions.
     pub fn versions(&self, head: i64, sessions: &[SessionOutcome]) -> Vec<Option<i64>> {
         let mut version = head;
         self.events
@@ -225,26 +225,26 @@ impl Batch<'_> {
     }
 }
 
-/// Who appends: the history that is expected, and the number by which the append is found again.
+/// Identifies an append, and the history that it expects.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms {
     pub history: Uuid,
     pub evidence: i64,
-    /// A version of this history that is there; the newest one known.
+    /// The newest known version of this history. It exists.
     pub known_head: i64,
 }
 
-/// Appends a batch, in one round trip and a transaction of its own. `None`, and nothing was done, when
-/// the history is another one or the evidence was settled.
+/// Appends a batch, in one round trip and a transaction of its own. `None` if nothing was done because the history is
+/// another one or the evidence was settled.
 ///
 /// # Errors
-/// [`Error::Refused`] when the server refused it and nothing was done; after any other, it may have been done.
+/// If [`rules_out_commit`] is false for the error, the batch may have been committed.
 pub async fn append(connection: &mut PgConnection, terms: Terms, batch: &Batch<'_>) -> Result<Option<Appended>> {
     let (sessions, events) = (&batch.sessions, &batch.events);
     fn content<'a>(event: &EventRow<'a>) -> Option<MessageContent<'a>> {
         event.message.and_then(|message| message.content)
     }
-    // Mostly there are no Ids, and what is missing at the end need not be sent.
+    // Most messages have no client's Id; trailing nulls need not be sent.
     let ids: Vec<(Option<Uuid>, Option<&str>)> = events
         .iter()
         .map(|event| match content(event).and_then(|content| content.id) {
@@ -283,12 +283,11 @@ pub async fn append(connection: &mut PgConnection, terms: Terms, batch: &Batch<'
     read_appended(&row, batch)
 }
 
-/// Whether the server's answer to an append says that nothing was appended. After any other error the commit may have
-/// happened.
+/// Whether an error proves that nothing was appended. After any other error, the append may have been committed.
 pub fn rules_out_commit(error: &Error) -> bool {
     // Data, constraints, read-only or invalid transaction, rolled back, syntax and access, resources, limits, object
-    // state (lock_timeout), raised by a function; and a statement that was cancelled: a commit that waits for a standby
-    // is not a statement any more.
+    // state (lock_timeout), raised by a function, statement cancelled. (Cancelling a commit that waits for a standby
+    // does not give this error: by then the statement is over.)
     const CODES: [&str; 10] = ["22", "23", "25", "40", "42", "53", "54", "55", "P0", "57014"];
     error.sqlstate().is_some_and(|code| CODES.iter().any(|start| code.starts_with(start)))
 }
@@ -357,7 +356,7 @@ fn read_appended(row: &PgRow, batch: &Batch<'_>) -> Result<Option<Appended>> {
     }))
 }
 
-/// An event of an append whose answer was lost.
+/// An event of an append that was not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundEvent {
     pub version: i64,
@@ -367,7 +366,7 @@ pub struct FoundEvent {
     pub r#type: EventType,
 }
 
-/// An append whose answer was lost, and which was committed.
+/// An append that was not answered and was committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     pub at: DateTime<Utc>,
@@ -375,11 +374,11 @@ pub struct Found {
     pub events: Vec<FoundEvent>,
 }
 
-/// Finds an append whose commit was not answered, or sees to it that it never happens (`None`). When this returns, what
-/// it found has been replicated as far as the server's settings ask for.
+/// Finds an append whose commit was not answered, or ensures that it never happens (`None`). Once this returns, the
+/// append is replicated as far as the server's settings ask for.
 ///
 /// # Errors
-/// [`Error::is_outage`] when it is not known yet, for example because the append still waits for a standby.
+/// [`Error::is_outage`] if the outcome is still unknown, for example because the append waits for a standby.
 pub async fn settle(connection: &mut PgConnection, terms: Terms) -> Result<Option<Found>> {
     let (version, at): (Option<i64>, Option<DateTime<Utc>>) =
         sqlx::query_as("/* appends.settle */ select found_version, found_at from settle_append($1, $2)")
@@ -389,7 +388,7 @@ pub async fn settle(connection: &mut PgConnection, terms: Terms) -> Result<Optio
             .await?;
     let (Some(version), Some(at)) = (version, at) else { return Ok(None) };
     type FoundRow = (i64, i64, String, i32, i16);
-    // It ends where the next append begins.
+    // An append ends where the next one begins.
     let rows: Vec<FoundRow> = sqlx::query_as(
         "/* appends.settle */
          select e.version, e.session_key, s.session_id, e.feed_key, e.type
@@ -410,8 +409,8 @@ pub async fn settle(connection: &mut PgConnection, terms: Terms) -> Result<Optio
     Ok(Some(Found { at, events: events.collect::<Result<_>>()? }))
 }
 
-/// The name of the present history, once for each connection that appends: after a failover or a restore it
-/// begins a new one.
+/// Returns the name of the present history, after beginning a new one if there was a failover or a restore. Called once
+/// per connection that appends.
 ///
 /// # Errors
 /// When the database refuses it.
@@ -419,7 +418,7 @@ pub async fn begin_history(connection: &mut PgConnection) -> Result<Uuid> {
     Ok(sqlx::query_scalar("/* appends.begin_history */ select begin_history()").fetch_one(connection).await?)
 }
 
-/// Notifies every process that there is something new up to `head`. `sender` tells them apart.
+/// Notifies every process of new events up to `head`. `sender` identifies this process.
 ///
 /// # Errors
 /// When the server cannot be reached.

@@ -1,4 +1,4 @@
-//! The histories of the store: see the table `histories`.
+//! Reads and begins the histories of the store (table `histories`).
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -6,12 +6,12 @@ use uuid::Uuid;
 use super::Result;
 use crate::domain::lineage::{History, Lineage};
 
-/// How clients are shown a history's name (`Feed-Epoch`).
+/// Formats a history's name for clients (`Feed-Epoch`).
 pub fn epoch(name: Uuid) -> String {
     name.simple().to_string()
 }
 
-/// All histories, and the newest version.
+/// Reads all histories, and the newest version.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -34,17 +34,17 @@ pub struct Newest {
     pub ordinal: i32,
     pub epoch: String,
     pub first_version: i64,
-    /// Whether the server goes on with it. If not, it was promoted or restored since, and the next append begins a new
-    /// history. `None` on a standby.
+    /// Whether it began on this server and timeline. If not, the server was promoted or restored since, and the next
+    /// append begins a new history. `None` on a standby.
     pub is_own: Option<bool>,
 }
 
-/// The newest history, and whether it is the server's own.
+/// Reads the newest history.
 ///
 /// # Errors
 /// When the database cannot be read.
 pub async fn newest(connection: &mut PgConnection) -> Result<Newest> {
-    // As current_timeline(), which is the owner's alone.
+    // The same as current_timeline(), which only the owner may call.
     let (ordinal, name, first_version, is_own): (i32, Uuid, i64, Option<bool>) = sqlx::query_as(
         "/* history.newest */
          select ordinal, name, first_version,
@@ -59,8 +59,8 @@ pub async fn newest(connection: &mut PgConnection) -> Result<Newest> {
     Ok(Newest { ordinal, epoch: epoch(name), first_version, is_own })
 }
 
-/// Begins a new history by hand, so that readers who are ahead of the newest version are told so, whatever is
-/// appended next. Services that run notice by themselves.
+/// Begins a new history by hand, so that readers who are ahead of the newest version get 41001 whatever is appended
+/// next. Running services notice by themselves.
 ///
 /// # Errors
 /// When the database refuses it.

@@ -1,4 +1,4 @@
-//! Messages: found by Id, listed by session.
+//! Finds messages by Id and lists them by session.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use crate::domain::{
     message::{ContentType, Message, MessageType},
 };
 
-/// A message that was kept earlier under some Id.
+/// An existing message.
 #[derive(Debug, Clone)]
 pub struct Kept {
     pub session: SessionKey,
@@ -37,7 +37,7 @@ pub async fn find_kept(connection: &mut PgConnection, ids: &[&MessageId]) -> Res
         .bind(versions)
         .fetch_all(connection)
         .await?;
-    // Among those found by a version may be some that were not asked for: their Ids say so.
+    // A row found by version may have another Id than the requested one; callers look up by the Id returned here.
     rows.iter()
         .map(|row| {
             let message = read_message(row, "kept_as")?;
@@ -55,16 +55,16 @@ pub async fn find_kept(connection: &mut PgConnection, ids: &[&MessageId]) -> Res
         .collect()
 }
 
-/// Where a page of a session's history ends.
+/// Where a page of a session's history ends (exclusive).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Before {
     /// At the newest message.
     Newest,
-    /// Before a message: its Id, or (all digits) the version of an event.
+    /// Before a message, given by its Id, or (all digits) by the version of an event.
     Message(String),
 }
 
-/// A session's messages, newest first. None when `before` says nothing in this session.
+/// Lists a session's messages, newest first. `None` if `before` is neither a message of this session nor a number.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -81,7 +81,7 @@ pub async fn history(
             None => return Ok(None),
         },
     };
-    // In the order of versions, which is that of the numbers in the session: newer partitions first.
+    // Ordered by version (the same order as message_seq), so that newer partitions are read first.
     let rows = sqlx::query(
         "/* messages.history */
          select version, message_type, created_at, content_type, id, id_text, content from events
@@ -95,7 +95,7 @@ pub async fn history(
     rows.iter().map(|row| read_message(row, "version")).collect::<Result<Vec<Message>>>().map(Some)
 }
 
-/// The version of the event that holds a message, or the number itself.
+/// Resolves a message Id to the version of the event that holds it, or parses a version.
 async fn version_of(connection: &mut PgConnection, session: SessionKey, text: &str) -> Result<Option<i64>> {
     let id = MessageId::from_text(text.to_owned());
     let (uuid, id_text) = id.columns();

@@ -1,4 +1,4 @@
-//! Sessions: found and listed. They change through [`super::appends`] only.
+//! Finds and lists sessions. They change only through [`super::appends`].
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -13,7 +13,7 @@ use crate::domain::{
     session::{LastOp, Owner, Session, Status},
 };
 
-/// A session with what deciding about it needs.
+/// A session with everything that decisions about it need.
 #[derive(Debug, Clone)]
 pub struct Found {
     pub session: Arc<Session>,
@@ -22,12 +22,12 @@ pub struct Found {
     pub seq: i32,
 }
 
-/// Sessions as one snapshot shows them.
+/// Sessions in one snapshot.
 #[derive(Debug)]
 pub struct Snapshot {
     /// The newest version.
     pub head: i64,
-    /// Those of the sessions asked for that exist, by id.
+    /// Those requested sessions that exist, by id.
     pub sessions: HashMap<String, Found>,
 }
 
@@ -113,7 +113,7 @@ fn read_found(row: &PgRow) -> Result<Option<Found>> {
     }))
 }
 
-/// Whether any session waits for an agent.
+/// Whether any session is queued.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -123,7 +123,7 @@ pub async fn any_queued(connection: &mut PgConnection) -> Result<bool> {
         .await?)
 }
 
-/// Which sessions to list.
+/// The filter of a list of sessions.
 #[derive(Debug, Clone, Copy)]
 pub struct Listed<'a> {
     /// Owned by this agent.
@@ -136,7 +136,7 @@ pub struct Listed<'a> {
     pub limit: i64,
 }
 
-/// A session as a list shows it.
+/// A session in a list.
 #[derive(Debug)]
 pub struct SessionLine {
     pub card: SessionCard,
@@ -148,7 +148,7 @@ pub struct SessionLine {
     pub last_message: Option<Message>,
 }
 
-/// Sessions, newest first. None when `before` names no session.
+/// Lists sessions, newest first. `None` if `before` names no session.
 ///
 /// # Errors
 /// When the database cannot be read.

@@ -1,9 +1,9 @@
-//! Sessions and agents as this process last saw them. A cache: what is decided on it is checked by the
-//! append, so a stale entry costs one more look, and an empty cache nothing but speed.
+//! Sessions and agents as this process last saw them. A cache: the append checks what is decided on it, so a stale
+//! entry costs a retry, and an empty cache costs only speed.
 //!
-//! **Numbers of messages.** An append needs to know the number of a session's newest message, and up to which
-//! version that is so. While nobody but this process appends, each append begins where the one before ended,
-//! and every number that was known stays known: `era` counts how often that was not so.
+//! **Message numbers.** An append needs the number of a session's newest message, and the version up to which that
+//! number is valid. While only this process appends, each append begins where the previous one ended, so every known
+//! number stays valid up to the head. `era` counts how often that was interrupted.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -16,20 +16,20 @@ use crate::{
     store::sessions::Found,
 };
 
-/// Sessions in the cache at most; then it starts again.
+/// Maximum number of cached sessions; then all are evicted.
 const SESSIONS_MAX: usize = 50_000;
-/// Agents whose keys are in the cache at most.
+/// Maximum number of cached agents; then all are evicted.
 const AGENTS_MAX: usize = 50_000;
 
-/// What a process knows for its appends.
+/// The cached state that a process decides appends on.
 #[derive(Debug, Default)]
 pub struct AppendCache {
-    /// The history that all of it belongs to.
+    /// The history that it belongs to.
     history: Uuid,
     /// The newest version known.
     head: i64,
     era: u64,
-    /// When another process's append was last met.
+    /// When this process last noticed another process's append.
     contended_at: Option<Instant>,
     sessions: HashMap<String, Entry>,
     agents: HashMap<String, FeedKey>,
@@ -38,14 +38,14 @@ pub struct AppendCache {
 #[derive(Debug)]
 struct Entry {
     found: Found,
-    /// The number of its newest message was known when this was the newest version, ..
+    /// The head at which `found.seq` was valid, ..
     seq_version: i64,
-    /// .. and is known since, if this is the present era.
+    /// .. and it still is, if this is the present era.
     era: Option<u64>,
 }
 
 impl AppendCache {
-    /// The newest version known; it is there.
+    /// The newest known version. It exists.
     pub fn head(&self) -> i64 {
         self.head
     }
@@ -55,19 +55,19 @@ impl AppendCache {
         self.contended_at.is_some_and(|at| at.elapsed() < Duration::from_millis(limits::APPEND_CONTENDED_MS))
     }
 
-    /// Forgets everything if the history is another one.
+    /// Clears the cache if the history is another one.
     pub fn enter(&mut self, history: Uuid) {
         if self.history != history {
             *self = Self { history, era: self.era + 1, ..Self::default() };
         }
     }
 
-    /// Forgets everything: what it was read of may be lost although the history has the same name.
+    /// Clears the cache: its source may be lost although the history has the same name.
     pub fn clear(&mut self) {
         *self = Self { history: self.history, era: self.era + 1, ..Self::default() };
     }
 
-    /// What is known of a session.
+    /// Returns the cached state of a session.
     pub fn session(&self, session_id: &str) -> Option<Fact> {
         let entry = self.sessions.get(session_id)?;
         let seq_version = if entry.era == Some(self.era) { self.head } else { entry.seq_version };
@@ -85,7 +85,7 @@ impl AppendCache {
         self.agents.extend(agents);
     }
 
-    /// Adds sessions as a snapshot showed them whose newest version was `head`.
+    /// Adds sessions from a snapshot whose newest version was `head`.
     pub fn add(&mut self, head: i64, found: impl IntoIterator<Item = Found>) {
         for found in found {
             self.put(found, head);
@@ -96,10 +96,10 @@ impl AppendCache {
         if self.sessions.len() > SESSIONS_MAX {
             self.sessions.clear();
         }
-        // At the head nothing can have been missed.
+        // Valid at the head, so nothing was missed.
         let era = (seq_version == self.head).then_some(self.era);
         match self.sessions.get_mut(&found.session.session_id) {
-            // Of two appends, the later one may be noted first.
+            // The later of two appends may be recorded first.
             Some(entry) if entry.seq_version > seq_version => {}
             Some(entry) => *entry = Entry { found, seq_version, era },
             None => {
@@ -108,19 +108,19 @@ impl AppendCache {
         }
     }
 
-    /// Forgets sessions: somebody has changed them.
+    /// Evicts sessions that have changed.
     pub fn forget<'s>(&mut self, session_ids: impl IntoIterator<Item = &'s str>) {
         for session_id in session_ids {
             self.sessions.remove(session_id);
         }
     }
 
-    /// Notes an append of this process: `head` was the newest version before it, `last` is after it, and
-    /// `sessions` are as it left them.
+    /// Records an append of this process: `head` was the newest version before it, `last` after it, and `sessions`
+    /// are as it left them.
     pub fn appended(&mut self, head: i64, last: i64, sessions: impl IntoIterator<Item = Found>) {
         if head != self.head {
             self.era += 1;
-            // Below: another lane's append, noted before this one.
+            // If it is lower, another lane's later append was recorded first.
             if head > self.head {
                 self.contended_at = Some(Instant::now());
             }
@@ -176,7 +176,7 @@ mod tests {
         cache.appended(10, 20, [found("s2", 1)]);
         assert_eq!(cache.session("s1").unwrap().seq_version, 20, "all since were our own");
 
-        // Somebody else has appended 21..=25.
+        // Another process has appended 21..=25.
         cache.appended(25, 30, [found("s2", 2)]);
         assert_eq!(cache.session("s1").unwrap().seq_version, 10);
         assert_eq!(cache.session("s2").unwrap().seq_version, 30);

@@ -1,6 +1,6 @@
-//! Notifies other processes of what was appended, in transactions of its own: NOTIFY takes a lock of the whole
-//! cluster until the end of its commit, so within an append it would make all of them wait for the flush, or for a
-//! standby. Nobody waits for a notification, and under load one stands for many appends.
+//! Notifies other processes of new events, in transactions of its own. NOTIFY holds a cluster-wide lock until its
+//! commit has finished; inside an append, all of them would wait for that append's flush, or for its standby. Nobody
+//! waits for a notification, and under load one stands for many appends.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,8 +31,8 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// Notifies of new heads until `stop`; also when asked to, and regularly without a reason, which proves the LISTEN
-    /// connections of all processes.
+    /// Notifies of new heads until `stop`. Also notifies on request, and regularly even if nothing is new: that proves
+    /// that the LISTEN connections of all processes work.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut connection: Option<PgConnection> = None;
         let mut ping_at = Instant::now();
@@ -53,7 +53,7 @@ impl Notifier {
                 appends::notify(connection, head, self.sender).await
             });
             if let Err(error) = Box::pin(notified).await {
-                // Other processes find what is new with their next look.
+                // Other processes find the new events with their next look.
                 tracing::debug!(error = %error, "other processes were not notified");
                 connection = None;
                 if timeout(Duration::from_millis(limits::SWEEP_MS), stop.cancelled()).await.is_ok() {

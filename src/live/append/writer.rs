@@ -1,4 +1,4 @@
-//! The queue of requests, and the lanes that append them. See the [module](super) for the states of a request.
+//! The queue of requests, and the lane that appends them. See the [module](super) for the states of a request.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -50,10 +50,10 @@ use crate::{
     },
 };
 
-/// A request that waits for its reply.
+/// A request and its pending reply.
 struct Job {
     request: Request,
-    /// Whether it must be decided on facts that are read from now on.
+    /// Whether it must be decided on fresh facts.
     needs_fresh: bool,
     tries: u32,
     until: Instant,
@@ -63,7 +63,7 @@ struct Job {
 impl Job {
     fn answer(&mut self, answer: Result<Reply, Fault>) {
         if let Some(reply) = self.reply.take() {
-            // A client that went away does not want it.
+            // Fails if the client has disconnected.
             let _ = reply.send(answer);
         }
     }
@@ -73,17 +73,17 @@ impl Job {
     }
 }
 
-/// Where requests leave their work.
+/// The handle through which requests are submitted.
 #[derive(Clone)]
 pub struct Writer {
     jobs: mpsc::Sender<Job>,
 }
 
 impl Writer {
-    /// Hands work over and waits for its reply. Dropping this future does not undo the work.
+    /// Submits a command and waits for its reply. Dropping the future does not undo the command.
     ///
     /// # Errors
-    /// What the work itself is answered; 50300 when the queue is full, the service stops, or it was not done in time.
+    /// The command's own refusal; 50300 if the queue is full, the service is stopping, or the command timed out.
     pub async fn submit(&self, command: Command) -> Result<Reply, Fault> {
         let (reply, answer) = oneshot::channel();
         let job = Job {
@@ -97,7 +97,7 @@ impl Writer {
         answer.await.map_err(|_| Fault::unavailable("the service is stopping; try again"))?
     }
 
-    /// [`Writer::submit`] for work that is answered with a session.
+    /// [`Writer::submit`] for commands that are answered with a session.
     ///
     /// # Errors
     /// As [`Writer::submit`].
@@ -120,50 +120,46 @@ impl Writer {
     }
 }
 
-/// What the lanes of a process share.
+/// What the lane works with.
 struct Shared {
     db: Db,
     publisher: Publisher,
-    queue: tokio::sync::Mutex<mpsc::Receiver<Job>>,
     cache: Mutex<AppendCache>,
-    /// For the notifier: the newest version that this process has committed.
+    /// The newest version that this process has committed, for the notifier.
     heads: watch::Sender<i64>,
 }
 
 impl Shared {
     fn cache(&self) -> MutexGuard<'_, AppendCache> {
-        // Nothing panics while holding it; if something did, it would still be no more than a cache.
+        // Nothing panics while holding it; even then it would only be a cache.
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The handle, and the lanes behind it, which must be run. What is committed goes to `publisher` and `heads`.
-pub fn lanes(db: Db, publisher: Publisher, heads: watch::Sender<i64>) -> (Writer, Vec<Lane>) {
+/// Returns the handle, and the lane to run. Commits are reported to `publisher` and `heads`.
+pub fn lane(db: Db, publisher: Publisher, heads: watch::Sender<i64>) -> (Writer, Lane) {
     let (jobs, queue) = mpsc::channel(limits::WRITER_QUEUE_MAX);
-    let queue = tokio::sync::Mutex::new(queue);
-    let shared = Arc::new(Shared { db, publisher, queue, cache: Mutex::default(), heads });
-    let lanes = (0..limits::APPEND_LANES).map(|position| Lane {
-        is_first: position == 0,
-        answered: 0,
-        shared: Arc::clone(&shared),
+    let lane = Lane {
+        shared: Arc::new(Shared { db, publisher, cache: Mutex::default(), heads }),
+        queue,
         link: None,
         unsettled: Vec::new(),
         waiting: VecDeque::new(),
-    });
-    (Writer { jobs }, lanes.collect())
+        answered: 0,
+    };
+    (Writer { jobs }, lane)
 }
 
-/// One connection, and one append under way.
+/// A connection, and at most one append in flight.
 pub struct Lane {
     shared: Arc<Shared>,
+    queue: mpsc::Receiver<Job>,
     link: Option<Link>,
-    /// Appends whose outcome nobody waits for any more. They are settled before anything else is appended, so that
-    /// none of them happens late.
+    /// Appends with an unknown outcome that nobody waits for any more. They are settled before the next append, so that
+    /// none of them is committed late.
     unsettled: Vec<Terms>,
-    /// Requests that were put off.
+    /// Deferred requests.
     waiting: VecDeque<Job>,
-    /// The lane that always works.
-    is_first: bool,
     /// How many requests were in its last batch.
     answered: usize,
 }
@@ -173,17 +169,17 @@ struct Link {
     connection: PgConnection,
     history: Uuid,
     epoch: Arc<str>,
-    /// Taken before the cards.
+    /// Read before the cards.
     basis: Basis,
-    /// Taken before the connection was made.
+    /// Read before connecting.
     cards: Cards,
 }
 
-/// Why a batch did not go through.
+/// Why a batch failed.
 enum Failure {
-    /// Nothing of it happened.
+    /// Nothing was committed.
     Nothing(Error),
-    /// It may have happened.
+    /// It may have been committed.
     Unknown(Error, Terms),
 }
 
@@ -194,7 +190,7 @@ impl From<Error> for Failure {
 }
 
 impl Lane {
-    /// Runs until all handles are gone or `stop`, and what was handed over before is done.
+    /// Runs until all handles are dropped or `stop`; finishes what was submitted before.
     pub async fn run(mut self, stop: CancellationToken) {
         while let Some(batch) = self.gather(&stop).await {
             metrics::histogram!("deskfeed_append_batch_size").record(batch.len() as f64);
@@ -202,62 +198,51 @@ impl Lane {
         }
     }
 
-    /// What was put off, and what waits in the queue, up to a limit. `None` at the end.
+    /// Takes deferred and queued requests, up to a limit. `None` at the end.
     async fn gather(&mut self, stop: &CancellationToken) -> Option<Vec<Job>> {
-        let shared = Arc::clone(&self.shared);
         let mut batch: Vec<Job> = self.waiting.drain(..).collect();
-        // While other processes append, they fill the time between this process's appends: then larger batches are
-        // worth more than a second one under way.
-        while batch.is_empty() && !self.is_first && shared.cache().is_contended() && !stop.is_cancelled() {
-            let _ = timeout(Duration::from_millis(limits::APPEND_CONTENDED_MS), stop.cancelled()).await;
-        }
-        // The lane that waits for the next request holds the queue: what was put off does not wait for it.
-        let mut queue = match shared.queue.try_lock() {
-            Ok(queue) => queue,
-            Err(_) if !batch.is_empty() => return Some(batch),
-            Err(_) => shared.queue.lock().await,
-        };
         if batch.is_empty() {
             batch.push(tokio::select! {
                 biased;
-                job = queue.recv() => job?,
+                job = self.queue.recv() => job?,
                 () = stop.cancelled() => {
-                    // Take no more, but finish what is there.
-                    queue.close();
-                    queue.recv().await?
+                    // Accept nothing more, but finish what is there.
+                    self.queue.close();
+                    self.queue.recv().await?
                 }
             });
-            // The request that woke this task may run before others that are ready as well: let them come first.
+            // The request that woke this task may have run before others that are ready as well: let them submit.
             yield_now().await;
         }
-        self.wait_for_the_last(&mut batch, &mut queue).await;
+        self.wait_for_more(&mut batch).await;
         while batch.len() < limits::APPEND_REQUESTS_MAX
-            && let Ok(job) = queue.try_recv()
+            && let Ok(job) = self.queue.try_recv()
         {
             batch.push(job);
         }
         Some(batch)
     }
 
-    /// While other processes append, the next append waits for theirs. So the senders that were just answered have
-    /// the time to come back, and make it a larger one. For a moment only: they may not come.
-    async fn wait_for_the_last(&self, batch: &mut Vec<Job>, queue: &mut mpsc::Receiver<Job>) {
+    /// While other processes append, this append would wait for theirs in any case. So the senders that were just
+    /// answered get the time to come back, which makes the batch larger and the appends fewer. They may not come, so
+    /// the wait is short.
+    async fn wait_for_more(&mut self, batch: &mut Vec<Job>) {
         if self.answered < limits::APPEND_WORTH_WAITING || !self.shared.cache().is_contended() {
             return;
         }
-        let wanted = (batch.len() + queue.len() + self.answered * 3 / 4).min(limits::APPEND_REQUESTS_MAX);
+        let wanted = (batch.len() + self.queue.len() + self.answered * 3 / 4).min(limits::APPEND_REQUESTS_MAX);
         let gathered = async {
             while batch.len() < wanted
-                && let Some(job) = queue.recv().await
+                && let Some(job) = self.queue.recv().await
             {
                 batch.push(job);
             }
         };
-        // Its end by the time is as good as any other.
+        // A timeout is as good an end as any.
         let _ = timeout(Duration::from_millis(limits::APPEND_WAIT_FOR_MORE_MS), gathered).await;
     }
 
-    /// Appends a batch, or halves of it if something in it is refused by the server.
+    /// Appends a batch; if the server refuses it, splits it in half and tries again.
     async fn work_off(&mut self, batch: Vec<Job>) {
         self.answered = batch.len();
         let mut parts = vec![batch];
@@ -278,10 +263,10 @@ impl Lane {
         }
     }
 
-    /// Decides and appends a batch; after an outage, tries until its requests are overdue.
+    /// Decides and appends a batch; during an outage, retries until its requests are overdue.
     ///
     /// # Errors
-    /// When the server refuses what is in the batch.
+    /// When the server refuses something in the batch.
     async fn append(&mut self, jobs: &mut [Job]) -> Result<(), Error> {
         loop {
             let error = match self.try_append(jobs).await {
@@ -297,7 +282,7 @@ impl Lane {
                     error
                 }
             };
-            // Whatever was assumed may have been wrong.
+            // Any cached assumption may have been wrong.
             for job in jobs.iter_mut().filter(|job| job.is_open()) {
                 job.needs_fresh = true;
                 if Instant::now() >= job.until {
@@ -325,8 +310,8 @@ impl Lane {
         Ok(())
     }
 
-    /// Drops the connection if the history of `basis` is not the one that it was made in: it may lead to an old
-    /// primary, and what is cached to append over it may be of what was lost.
+    /// Drops the connection if it was made in another history than that of `basis`: it may lead to an old primary,
+    /// and the cache may hold state that was lost.
     fn leave_other_history(&mut self, basis: Basis) {
         if self.link.as_ref().is_some_and(|link| !link.basis.is_same_history(basis)) {
             self.link = None;
@@ -341,7 +326,7 @@ impl Lane {
             let mut connection = self.shared.db.connect(Purpose::Appends).await?;
             let history = deadline(limits::APPEND_ANSWER_MS, appends::begin_history(&mut connection)).await?;
             let epoch: Arc<str> = Arc::from(history::epoch(history));
-            // The relay has not seen this history yet, or this server is an old primary.
+            // If they differ, the relay has not seen this history yet, or this server is an old primary.
             let cards = if epoch == publisher.epoch() { cards } else { cards.unshared() };
             self.shared.cache().enter(history);
             self.link = Some(Link { connection, history, epoch, basis, cards });
@@ -349,7 +334,7 @@ impl Lane {
         self.link.as_mut().ok_or(Error::Away("a lane lost its connection"))
     }
 
-    /// Settles appends that nobody waits for any more.
+    /// Settles earlier appends whose outcome is still unknown.
     async fn settle_left(&mut self) -> store::Result<()> {
         while let Some(terms) = self.unsettled.last().copied() {
             let link = self.connect().await?;
@@ -361,7 +346,7 @@ impl Lane {
         Ok(())
     }
 
-    /// Finds out what became of an append, on a new connection, until `until`.
+    /// Settles an append on a new connection, retrying until `until`.
     async fn settle(&mut self, terms: Terms, until: Instant) -> store::Result<Option<appends::Found>> {
         loop {
             self.link = None;
@@ -379,7 +364,7 @@ impl Lane {
         }
     }
 
-    /// Decides, appends, and finds the answers. `basis` was taken before.
+    /// Decides and appends a batch and collects the answers. `basis` was read before.
     async fn round(&mut self, jobs: &[Job], basis: Basis) -> Result<Round, Failure> {
         let shared = Arc::clone(&self.shared);
         let facts = self.facts(jobs).await?;
@@ -412,7 +397,7 @@ impl Lane {
         let appended = match appended {
             Ok(Some(_)) if notices::warnings() != warnings => {
                 tracing::error!(
-                    "PostgreSQL has warned while an append was committed: its wait for a standby may have been cancelled. Nothing is acknowledged before the standby has it; see who cancels statements of deskfeed/appends"
+                    "PostgreSQL sent a warning while an append was committing: its wait for a standby may have been cancelled. It is not acknowledged before the standby has it; find out who cancels statements of deskfeed/appends"
                 );
                 Err(Error::Away("the wait for a standby was cancelled"))
             }
@@ -421,7 +406,7 @@ impl Lane {
         metrics::histogram!("deskfeed_commit_duration_seconds").record(started.elapsed().as_secs_f64());
         let (appended, is_recovered) = match appended {
             Ok(Some(appended)) => (appended, false),
-            // A new history began on this very server, or by hand.
+            // A new history began on this server, or by hand.
             Ok(None) => {
                 self.link = None;
                 return Err(Error::Away("another history began").into());
@@ -438,6 +423,11 @@ impl Lane {
                 }
             }
         };
+        // Answers to repetitions rely on the commit of this append; without events it may have written nothing.
+        if appended.last == appended.head && !round.is_empty() {
+            let link = self.connect().await?;
+            deadline(limits::APPEND_ANSWER_MS, barrier::barrier(&mut link.connection)).await?;
+        }
         let versions = ledger.batch.versions(appended.head, &appended.sessions);
         let cards = self.cards(&appended).await;
         let profile = |key| cards.as_ref().and_then(|cards| cards.profile(key));
@@ -464,8 +454,8 @@ impl Lane {
         Ok(round)
     }
 
-    /// What is known of everything that the jobs are about: from the cache, and where that knows nothing, or
-    /// is not to be believed, from the database.
+    /// Collects the facts about everything that the jobs concern: from the cache, or from the database if an entry is
+    /// missing or a job needs fresh facts.
     async fn facts(&mut self, jobs: &[Job]) -> store::Result<Facts> {
         let mut facts = Facts { now: Clock.now(), ..Facts::default() };
         let (mut sessions, mut agents, mut ids) = (HashSet::new(), HashSet::new(), HashSet::new());
@@ -509,7 +499,7 @@ impl Lane {
         Ok(facts)
     }
 
-    /// The profiles that the events of an append show; where they cannot be read, the relay does.
+    /// Loads the profiles that the events of an append show. `None` if that fails; then the relay reads the events.
     async fn cards(&mut self, appended: &Appended) -> Option<Cards> {
         let link = self.link.as_mut()?;
         let profiles = Ledger::profiles(appended);
@@ -524,8 +514,7 @@ impl Lane {
     }
 }
 
-/// Tells the relay, other processes and the cache what is committed. The relay may be busy: then it will see for
-/// itself.
+/// Reports a commit to the relay, the notifier and the cache.
 fn publish(
     shared: &Shared,
     ledger: &Ledger<'_>,
@@ -536,7 +525,7 @@ fn publish(
     is_recovered: bool,
 ) {
     let (head, last) = (appended.head, appended.last);
-    // Not what is perhaps lost: another lane may append in the new history already.
+    // Not in a later history, where it may be lost: another lane may already append there.
     if shared.publisher.basis().is_same_history(basis) {
         remember(&mut shared.cache(), ledger, appended, profile, is_recovered);
     }
@@ -549,12 +538,12 @@ fn publish(
     shared.publisher.publish(Committed { basis, epoch, head, events }, last);
 }
 
-/// The answers that one append gives.
+/// The answers that result from one append.
 #[derive(Default)]
 struct Round {
     messages: Vec<(usize, Answers)>,
     replies: Vec<(usize, Result<Reply, Fault>)>,
-    /// Those to be decided again on fresh facts.
+    /// Jobs that must be decided again on fresh facts.
     asks: Vec<usize>,
 }
 
@@ -597,7 +586,7 @@ async fn read(
     if wanted.is_empty() && ids.is_empty() {
         return Ok(());
     }
-    // Before the Ids are looked for: an Id that was made of a version up to this head is found then.
+    // Read the head before looking up Ids: an Id derived from a version up to this head is then found.
     let session_ids: Vec<&str> = wanted.iter().copied().collect();
     let snapshot = sessions::find(connection, &session_ids).await?;
     facts.head = snapshot.head;
@@ -621,7 +610,7 @@ async fn read(
     Ok(())
 }
 
-/// Notes in the cache what an append has left.
+/// Records in the cache how an append left its sessions.
 fn remember(
     cache: &mut AppendCache,
     ledger: &Ledger<'_>,
@@ -639,7 +628,7 @@ fn remember(
     }
 }
 
-/// A number that no other append has.
+/// Random number that identifies an append.
 fn evidence() -> Result<i64, getrandom::Error> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes)?;

@@ -57,7 +57,7 @@ impl Listening {
     async fn hear_all(&self, listener: &mut Listener) -> Error {
         loop {
             match listener.hear().await {
-                // The lanes of this process publish their appends themselves, and a head that is in the tail is no
+                // The lane of this process publishes its appends itself, and a head that is in the tail is no
                 // news; anything else, even rubbish, is a reason to look.
                 Ok(text) => {
                     let append = text.split_once(' ').and_then(|(head, sender)| {

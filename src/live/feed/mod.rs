@@ -6,7 +6,7 @@
 //! | [`hub`] | who waits for which feed | polls register, the relay wakes |
 //! | [`notices`] | what every poll must hear: a stop, a revocation, another history | the relay, and the stop |
 //! | [`parked`] | how many polls each token holds open | polls |
-//! | [`committed`] | the newest version that this process committed | the lanes, through their [`publisher`] |
+//! | [`committed`] | the newest version that this process committed | the lane, through its [`publisher`] |
 //!
 //! All of it is a cache: dropping any of it changes nothing but speed. Nothing of it is told while this process is
 //! out of touch with the database ([`Feed::look`], [`Feed::cards`]).

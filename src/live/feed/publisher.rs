@@ -1,4 +1,4 @@
-//! How the lanes of this process publish what they commit, so that its readers need not wait for a look at the table.
+//! How the lane of this process publishes what it commits, so that its readers need not wait for a look at the table.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::{domain::event::Event, store::cards::Cards};
 /// Batches that may wait for the relay; beyond that it looks at the table.
 const QUEUE_BATCHES_MAX: usize = 64;
 
-/// The lanes' side.
+/// The lane's side.
 pub struct Publisher {
     feed: Arc<Feed>,
     hints: Arc<Hints>,
@@ -30,7 +30,7 @@ pub struct Committed {
 }
 
 impl Publisher {
-    /// The lanes' side and the relay's.
+    /// The lane's side and the relay's.
     pub fn new(feed: Arc<Feed>, hints: Arc<Hints>) -> (Self, mpsc::Receiver<Committed>) {
         let (committed, to_relay) = mpsc::channel(QUEUE_BATCHES_MAX);
         (Self { feed, hints, committed }, to_relay)

@@ -1,6 +1,6 @@
 //! Advances the tail and wakes those who have news. The only task that does.
 //!
-//! It learns of new events in three ways, and relies on none of them: the lanes of this process publish what they
+//! It learns of new events in three ways, and relies on none of them: the lane of this process publishes what it
 //! committed (added as it is if it follows the tail's head without a gap, otherwise a reason to look); another
 //! process notifies (a reason to look); a timer goes off (a reason to look). A look is one range scan of the table
 //! from the tail's head on, whatever the number of feeds and readers. So whatever is lost costs at most one turn
