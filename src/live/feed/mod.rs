@@ -45,6 +45,8 @@ pub struct Feed {
     pub notices: Notices,
     cards: Arc<CardCache>,
     committed: CommittedHead,
+    /// The newest version up to which the table has told readers; the tail may be behind it.
+    told: CommittedHead,
     freshness: Arc<Freshness>,
     /// Of `CreateTime`.
     pub zone: Tz,
@@ -74,6 +76,7 @@ impl Feed {
             notices: Notices::default(),
             cards: Arc::default(),
             committed: CommittedHead::default(),
+            told: CommittedHead::default(),
             freshness,
             zone,
         }

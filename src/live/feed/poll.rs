@@ -158,6 +158,9 @@ impl Polls {
         let mut is_confirmed = !matches!(from, From::Version(_));
         // Read-your-writes on this replica, although the tail may be a moment behind.
         let owed = self.feed.committed_head();
+        if is_confirmed {
+            self.feed.told.note(wait.histories(), seen);
+        }
         loop {
             let watch = self.feed.hub.watch(wanted.feed);
             let mut woken = pin!(watch.woken());
@@ -196,6 +199,7 @@ impl Polls {
                 }
                 is_confirmed = true;
                 seen = seen.max(found.next);
+                self.feed.told.note(histories, seen);
                 if !found.events.is_empty() || wait.is_over() {
                     return Ok(Answer { found: Found { next: seen, ..found }, epoch: followed.epoch });
                 }
@@ -259,7 +263,9 @@ impl Polls {
                 if wait.is_over() {
                     return Ok(Answer { found, epoch: followed.epoch });
                 }
-                seen = Some(seen.unwrap_or(0).max(found.next));
+                let next = seen.unwrap_or(0).max(found.next);
+                self.feed.told.note(histories, next);
+                seen = Some(next);
                 if let Waited::Over = wait.until_woken(woken).await? {
                     return Ok(Answer { found: Found::nothing(seen.unwrap_or(0)), epoch: followed.epoch });
                 }

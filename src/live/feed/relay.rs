@@ -268,9 +268,11 @@ impl Relay {
         // Taken before the query: whatever is in the tail now was committed before it, so a lower head in its
         // answer means that the database has lost something.
         let tail_head = tail.head();
+        // So was what the table has told readers, which may be ahead of the tail.
+        let told = self.feed.told.of(notices.histories()).max(self.feed.committed_head());
         let state = deadline(limits::RELAY_LOOK_MS, events::store_state(connection)).await?;
         let tail_start = (state.head - limits::TAIL_PRELOAD_EVENTS).max(state.oldest - 1);
-        let is_other_history = *notices.epoch() != *state.epoch || state.head < tail_head;
+        let is_other_history = *notices.epoch() != *state.epoch || state.head < tail_head.max(told);
         // A promoted standby continues a prefix of the history before; what both share stays true.
         let has_lost = state.head < tail_head || (is_other_history && state.begins_at <= tail_head);
         // After a failover a store may have revoked as many tokens as before, and others.
