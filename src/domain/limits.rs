@@ -101,8 +101,8 @@ pub const TOKENS_PRELOADED_MAX: i64 = 50_000;
 /// Events read in one scan of the relay.
 pub const RELAY_SCAN_EVENTS: i64 = 2000;
 /// How many times as long as a look took the relay then rests, if it is not the timer's turn: so looks take
-/// a small part of the time however often other processes notify.
-pub const RELAY_REST: u32 = 4;
+/// half of the time at most, however often other processes notify.
+pub const RELAY_REST: u32 = 1;
 /// How long the relay waits for an append of this process that others of it have overtaken, in milliseconds.
 pub const RELAY_REORDER_MS: u64 = 1;
 /// Appends of this process that wait for what is between them and the tail, at most.

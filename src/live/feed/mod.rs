@@ -9,7 +9,7 @@
 //! | [`committed`] | the newest version that this process committed | the lane, through its [`publisher`] |
 //!
 //! All of it is a cache: dropping any of it changes nothing but speed. Nothing of it is told while this process is
-//! out of touch with the database ([`Feed::look`], [`Feed::cards`]).
+//! out of touch with the database (`Feed::look`, `Feed::cards`).
 
 pub mod committed;
 pub mod hints;

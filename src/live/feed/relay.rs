@@ -167,7 +167,8 @@ impl Relay {
         } else if committed.head > tail_head && self.is_unwatched() {
             // Nobody waits for it: the timer's look is soon enough.
         } else if committed.events.is_none() {
-            pace.want(Instant::now());
+            // Readers wait for what this process has committed, and what follows it waits as well: no rest before it.
+            pace.due = Some(Instant::now());
         } else if committed.head > tail_head {
             pace.want_gap();
             if pace.ahead.len() < limits::RELAY_AHEAD_MAX {
