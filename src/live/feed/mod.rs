@@ -22,7 +22,10 @@ pub mod publisher;
 pub mod relay;
 pub mod tail;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use chrono_tz::Tz;
 
@@ -47,6 +50,8 @@ pub struct Feed {
     committed: CommittedHead,
     /// The newest version up to which the table has told readers; the tail may be behind it.
     told: CommittedHead,
+    /// Whether the relay knows of events that it has not read, because nobody waited for any.
+    is_behind: AtomicBool,
     freshness: Arc<Freshness>,
     /// Of `CreateTime`.
     pub zone: Tz,
@@ -77,6 +82,7 @@ impl Feed {
             cards: Arc::default(),
             committed: CommittedHead::default(),
             told: CommittedHead::default(),
+            is_behind: AtomicBool::new(false),
             freshness,
             zone,
         }
@@ -97,6 +103,7 @@ impl Feed {
         // First: what the tail holds is true for as long as this is.
         let is_in_touch = self.freshness.is_in_touch();
         match self.tail.look(feed, after, types, limit) {
+            _ if self.is_behind.load(Ordering::Acquire) => Look::TooOld,
             Look::Found(slice) if !slice.events.is_empty() && !is_in_touch => Look::TooOld,
             look => look,
         }

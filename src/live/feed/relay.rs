@@ -21,7 +21,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -119,7 +119,9 @@ impl Relay {
                     continue;
                 }
                 () = self.hints.scan_wanted() => {
-                    if !self.is_unwatched() {
+                    if self.is_unwatched() {
+                        self.feed.is_behind.store(true, Ordering::Release);
+                    } else {
                         pace.want(Instant::now());
                     }
                     continue;
@@ -132,6 +134,7 @@ impl Relay {
             pace.not_before = Instant::now() + began.elapsed() * limits::RELAY_REST;
             match looked {
                 Ok(()) => {
+                    self.feed.is_behind.store(false, Ordering::Release);
                     self.take_ahead(&mut pace);
                     if let Some(first_look) = self.first_look.take() {
                         // A start that was given up does not wait for it.
@@ -166,6 +169,7 @@ impl Relay {
             pace.want(Instant::now());
         } else if committed.head > tail_head && self.is_unwatched() {
             // Nobody waits for it: the timer's look is soon enough.
+            self.feed.is_behind.store(true, Ordering::Release);
         } else if committed.events.is_none() {
             // Readers wait for what this process has committed, and what follows it waits as well: no rest before it.
             pace.due = Some(Instant::now());
