@@ -114,18 +114,6 @@ impl Cards {
         self.used().sessions.get(&key.0)
     }
 
-    /// Caches a session that was read under the append lock, while that is held: erasures take it, too.
-    pub fn put_session(&self, key: SessionKey, card: &Arc<SessionCard>) {
-        let cache = self.used();
-        if cache.sessions.contains_key(&key.0) {
-            return;
-        }
-        let basis = cache.basis();
-        if basis.generation == self.generation {
-            cache.sessions.insert(key.0, Arc::clone(card));
-        }
-    }
-
     pub fn profile(&self, key: ProfileKey) -> Option<Arc<Profile>> {
         self.used().profiles.get(&key.0)
     }

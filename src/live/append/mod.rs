@@ -26,6 +26,8 @@
 //! [`barrier`]: crate::store::barrier
 
 mod cache;
+mod lane;
+mod lookup;
 mod notifier;
 mod writer;
 
@@ -34,7 +36,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use self::notifier::Notifier;
-pub use self::writer::{Lane, Writer};
+pub use self::{lane::Lane, writer::Writer};
 use super::feed::{hints::Hints, publisher::Publisher};
 use crate::store::pool::Db;
 
@@ -43,6 +45,6 @@ use crate::store::pool::Db;
 pub fn start(db: Db, publisher: Publisher, hints: Arc<Hints>, sender: u64) -> (Writer, Lane, Notifier) {
     let (heads, committed) = watch::channel(0);
     let notifier = Notifier { db: db.clone(), heads: committed, hints, sender };
-    let (writer, lane) = writer::lane(db, publisher, heads);
+    let (writer, lane) = lane::lane(db, publisher, heads);
     (writer, lane, notifier)
 }
